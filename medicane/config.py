@@ -1,0 +1,339 @@
+"""The configuration: frozen pydantic models, unknown keys refused, YAML in.
+
+Every key has a default but the data. Relative paths are relative to the configuration file, so
+that a command, a scheduled flow and a notebook read the same file the same way.
+"""
+
+from __future__ import annotations
+
+import datetime as dt
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+
+from medicane import names
+from medicane.errors import InputError
+
+SCHEMA_VERSION = 1
+
+
+class Section(BaseModel):
+    """A part of the configuration: immutable, and unknown keys are errors."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class Domain(Section):
+    """The area, degrees; the default is the Mediterranean."""
+
+    north: float = Field(48.0, ge=-90, le=90)
+    south: float = Field(28.0, ge=-90, le=90)
+    west: float = Field(-10.0, ge=-180, lt=180)
+    east: float = Field(42.0, ge=-180, lt=180)
+
+    @model_validator(mode="after")
+    def _ordered(self) -> Self:
+        if self.north <= self.south:
+            raise ValueError(f"north must exceed south; found {self.north} and {self.south}")
+        if self.east <= self.west:
+            raise ValueError(f"east must exceed west; found {self.east} and {self.west}")
+        return self
+
+
+class ChannelFormula(Section):
+    """A channel of the user's own: name, formula over standard variables, units."""
+
+    name: str
+    formula: str
+    units: str
+    long_name: str = ""
+
+
+class Data(Section):
+    """Where the maps come from and what is kept of them."""
+
+    grids: tuple[str, ...]
+    catalogue: str | None = None
+    domain: Domain = Domain()
+    step_hours: int = Field(6, ge=1, le=24)
+    degrees: float = Field(0.5, gt=0, le=5)
+    channels: tuple[str | ChannelFormula, ...] = Field(names.DEFAULT_CHANNELS, min_length=1)
+    store: str = "maps.zarr"
+    #: Units of variables whose files do not state them, e.g. ``{msl: hPa}``.
+    units: dict[str, str] = {}
+    #: One value of an extra dimension, e.g. ``{number: 0}``; members are never averaged.
+    select: dict[str, float] = {}
+
+    @field_validator("grids", mode="before")
+    @classmethod
+    def _one_or_many(cls, value: Any) -> Any:
+        return (value,) if isinstance(value, str) else value
+
+    @field_validator("grids")
+    @classmethod
+    def _some(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        if not value:
+            raise ValueError("at least one file, glob or URI is needed; found an empty list")
+        return value
+
+    @field_validator("channels")
+    @classmethod
+    def _unique(cls, value: tuple[str | ChannelFormula, ...]) -> tuple[str | ChannelFormula, ...]:
+        listed = [c if isinstance(c, str) else c.name for c in value]
+        twice = sorted({name for name in listed if listed.count(name) > 1})
+        if twice:
+            raise ValueError(f"channel names must be unique; found {twice} twice")
+        return value
+
+    @property
+    def channel_names(self) -> tuple[str, ...]:
+        """Names of the channels, in the order of the model's last axis."""
+        return tuple(c if isinstance(c, str) else c.name for c in self.channels)
+
+
+class Sequences(Section):
+    """Ordered windows of maps; ``gap_hours`` is the least distance between two splits."""
+
+    length: int = Field(12, ge=10, le=15)
+    stride: int = Field(1, ge=1)
+    gap_hours: float | None = Field(None, ge=0)
+
+
+Range = tuple[dt.datetime, dt.datetime]
+
+
+class Splits(Section):
+    """Train, validation and test: date ranges, or fractions of the record in order.
+
+    Date ranges are inclusive at both ends. ``leave_storm_out`` makes that storm's block the test
+    split, whatever else is said of ``test``.
+    """
+
+    train: tuple[Range, ...] = ()
+    validation: tuple[Range, ...] = ()
+    test: tuple[Range, ...] = ()
+    fractions: tuple[float, float, float] = (0.6, 0.2, 0.2)
+    leave_storm_out: str | None = None
+
+    @field_validator("train", "validation", "test", mode="before")
+    @classmethod
+    def _naive_utc(cls, value: Any) -> Any:
+        if isinstance(value, (list, tuple)) and len(value) == 2 and not isinstance(
+            value[0], (list, tuple)
+        ):
+            value = [value]
+        return [[_as_utc(moment, last=i == 1) for i, moment in enumerate(pair)] for pair in value]
+
+    @field_validator("train", "validation", "test")
+    @classmethod
+    def _forward(cls, value: tuple[Range, ...]) -> tuple[Range, ...]:
+        for start, end in value:
+            if end < start:
+                raise ValueError(f"a range must not end before it starts; found {start} to {end}")
+        return value
+
+    @model_validator(mode="after")
+    def _whole(self) -> Self:
+        given = [bool(self.train), bool(self.validation), bool(self.test)]
+        if any(given) and not all(given) and not (self.leave_storm_out and all(given[:2])):
+            raise ValueError("give date ranges for train, validation and test, or for none of them")
+        if any(f <= 0 for f in self.fractions) or abs(sum(self.fractions) - 1) > 1e-6:
+            raise ValueError(
+                f"fractions must be positive and sum to 1; found {list(self.fractions)}"
+            )
+        return self
+
+
+def _as_utc(moment: Any, *, last: bool) -> dt.datetime:
+    """A date or time in UTC, naive; a bare date as the end of a range means its last moment."""
+    if isinstance(moment, str):
+        try:
+            parsed = dt.datetime.fromisoformat(moment)
+        except ValueError as error:
+            raise ValueError(f"times must be ISO 8601; found {moment!r}") from error
+        moment = parsed.date() if len(moment) <= 10 else parsed
+    if isinstance(moment, dt.datetime):
+        if moment.tzinfo is not None:
+            moment = moment.astimezone(dt.UTC).replace(tzinfo=None)
+        return moment
+    if isinstance(moment, dt.date):
+        day_time = dt.time.max if last else dt.time.min
+        return dt.datetime.combine(moment, day_time)
+    raise ValueError(f"times must be ISO 8601; found {moment!r}")
+
+
+class Model(Section):
+    """The detector. There is one head, and its loss follows from it: neither is an option."""
+
+    encoder: Literal["compact", "densenet121"] = "compact"
+    growth_rate: int = Field(16, ge=1)
+    blocks: tuple[Annotated[int, Field(ge=1)], ...] = Field((3, 6, 12), min_length=1, max_length=5)
+    #: A local file with encoder weights (``densenet121``: the Keras *notop* file), or none.
+    weights: str | None = None
+    rnn: Literal["gru", "lstm"] = "gru"
+    units: int = Field(64, ge=1)
+    dropout: float = Field(0.3, ge=0, lt=1)
+    attention: Literal["none"] = "none"
+
+
+class Train(Section):
+    """How the detector is fitted."""
+
+    epochs: int = Field(30, ge=1)
+    patience: int = Field(6, ge=1)
+    batch_size: int = Field(16, ge=1)
+    learning_rate: float = Field(1e-3, gt=0)
+    clipnorm: float = Field(1.0, gt=0)
+    l2: float = Field(1e-5, ge=0)
+    seed: int = Field(0, ge=0)
+    #: Windows without a medicane kept per epoch for each window with one (none: all of them).
+    negatives_per_positive: float | None = Field(None, gt=0)
+    curriculum: Literal["none"] = "none"
+    ensemble: Literal[1] = 1
+
+
+class Label(Section):
+    """The label definition: it travels with every store, model and result.
+
+    The thresholds are those of the phase-space rule (Hart 2003, with a medicane's radius); the
+    physical baseline uses the same ones.
+    """
+
+    version: str = "medicane-1"
+    source: str = "catalogue"
+    radius_km: float = Field(200.0, gt=0)
+    b_max_m: float = 20.0
+    vtl_min: float = 0.0
+    vtu_min: float = 0.0
+    msl_max_hpa: float = 1005.0
+    min_hours: float = Field(6.0, ge=0)
+    #: Ask −VTL > −VTU as well. Off: a deep warm core would fail it.
+    lower_core_stronger: bool = False
+    #: Hours on either side of a catalogued window that are neither medicane nor not.
+    transition_hours: float = Field(0.0, ge=0)
+
+
+class Detect(Section):
+    """How probabilities become detections. Threshold none: the one fitted on validation."""
+
+    threshold: float | None = Field(None, gt=0, lt=1)
+    mode: Literal["causal", "fused"] = "causal"
+
+
+class Tracking(Section):
+    """Where runs are logged. URI none: ``MLFLOW_TRACKING_URI``, else a database beside the store."""
+
+    uri: str | None = None
+    experiment: str = "medicane"
+
+
+class Sea(Section):
+    """The idealised sea that the demo (and benchmarks) train on; see ``medicane.synthetic``."""
+
+    years: float = Field(3.0, gt=0)
+    start_year: int = Field(2001, ge=1)
+    step_hours: int = Field(6, ge=1, le=24)
+    seed: int = Field(0, ge=0)
+    base_rate: float = Field(0.008, gt=0, lt=0.5)
+    degrees: float = Field(0.5, gt=0, le=2)
+
+
+class Config(Section):
+    """The whole configuration; see `docs/configuration.md`."""
+
+    schema_version: Literal[1]
+    data: Data
+    sequences: Sequences = Sequences()
+    splits: Splits = Splits()
+    model: Model = Model()
+    train: Train = Train()
+    label: Label = Label()
+    detect: Detect = Detect()
+    tracking: Tracking = Tracking()
+    sea: Sea = Sea()
+
+    @property
+    def gap_hours(self) -> float:
+        """Least distance between two splits: by default longer than one sequence."""
+        if self.sequences.gap_hours is not None:
+            return self.sequences.gap_hours
+        return float((self.sequences.length + 1) * self.data.step_hours)
+
+
+def load_config(path: str | Path) -> Config:
+    """Read a YAML configuration.
+
+    Parameters
+    ----------
+    path
+        A YAML file with ``schema_version: 1`` as its first key.
+
+    Raises
+    ------
+    InputError
+        If the file is missing, is not YAML, has an unknown or missing key, or a value that its
+        key does not allow; the message names the file and the key.
+    """
+    path = Path(path)
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(path, "the configuration must be a readable text file", found=error) from None
+    try:
+        values = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise InputError(path, "the configuration must be YAML", found=error) from None
+    if not isinstance(values, dict):
+        raise InputError(
+            path, "the configuration must be a mapping of sections", found=type(values).__name__
+        )
+    if next(iter(values), None) != "schema_version":
+        raise InputError(
+            path, "schema_version must be the first key", found=repr(next(iter(values), None))
+        )
+    return make_config(values, where=str(path), folder=path.resolve().parent)
+
+
+def make_config(values: dict[str, Any], *, where: str = "configuration", folder: Path | None = None) -> Config:
+    """Check a mapping and make it a `Config`; relative paths are taken from `folder`."""
+    try:
+        config = Config.model_validate(values)
+    except ValidationError as error:
+        raise InputError(where, _one_line(error)) from None
+    return config if folder is None else _anchor(config, folder)
+
+
+def _one_line(error: ValidationError) -> str:
+    """The first fault of a validation, and how many more there are."""
+    faults = error.errors(include_url=False)
+    first = faults[0]
+    key = ".".join(str(part) for part in first["loc"] if part != "function-after") or "configuration"
+    if first["type"] == "extra_forbidden":
+        told = f"{key}: unknown key"
+    elif first["type"] == "missing":
+        told = f"{key}: this key is required"
+    else:
+        law = first["msg"].removeprefix("Value error, ")
+        told = f"{key}: {law}"
+        if "; found" not in law:
+            told += f"; found {first['input']!r}"
+    return told + (f" (and {len(faults) - 1} more)" if len(faults) > 1 else "")
+
+
+def _anchor(config: Config, folder: Path) -> Config:
+    def anchored(uri: str | None) -> str | None:
+        if uri is None or "://" in uri or "::" in uri or Path(uri).is_absolute():
+            return uri
+        return str(folder / uri)
+
+    data = config.data.model_copy(
+        update={
+            "grids": tuple(anchored(uri) for uri in config.data.grids),
+            "catalogue": anchored(config.data.catalogue),
+            "store": anchored(config.data.store),
+        }
+    )
+    model = config.model.model_copy(update={"weights": anchored(config.model.weights)})
+    return config.model_copy(update={"data": data, "model": model})

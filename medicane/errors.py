@@ -1,0 +1,22 @@
+"""The one exception that means: the input is at fault, not the program."""
+
+from __future__ import annotations
+
+
+class InputError(ValueError):
+    """Bad input, told in one line: where, which law it breaks, what was found.
+
+    The command line prints it without a traceback and exits with status 2. Anything else that
+    escapes is a fault of the program (status 1).
+
+    Examples
+    --------
+    >>> str(InputError("grids/2020-09.nc: msl", "units must be a pressure", found="'kelvin'"))
+    "grids/2020-09.nc: msl: units must be a pressure; found 'kelvin'"
+    """
+
+    def __init__(self, where: object, law: str, *, found: object | None = None) -> None:
+        message = f"{where}: {law}"
+        if found is not None:
+            message += f"; found {found}"
+        super().__init__(" ".join(message.split()))
