@@ -1,0 +1,245 @@
+"""A plain Zarr v3 group that grows along time, each step visible at once or not at all.
+
+The root ``zarr.json`` carries consolidated metadata: the shape of every array, and the attributes.
+``xr.open_zarr(path)`` reads that one file and nothing else of the metadata, so replacing it
+atomically is the commit. Chunks written beyond the committed length are invisible; a writer that
+is killed leaves at most such chunks, and the next one writes over them.
+
+* A chunk that straddles the committed length is rewritten whole (Zarr replaces chunk files
+  atomically), with its committed part unchanged.
+* A small array whose *old* values change is written under the other of the two chunk key encodings
+  that Zarr knows (``c/0`` and ``c.0``), so that readers of the old metadata still find the old
+  values until the metadata are replaced, and for as long as they keep the old metadata.
+
+See ``docs/decisions/0001-map-store-is-plain-zarr.md`` for why, and for what was measured.
+"""
+
+from __future__ import annotations
+
+import copy
+import json
+import os
+import shutil
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import filelock
+import numpy as np
+import zarr
+from numpy.typing import NDArray
+
+from medicane import names
+from medicane.errors import InputError
+
+_ROOT = "zarr.json"
+
+
+@dataclass(frozen=True)
+class ArrayPlan:
+    """One array of a new group.
+
+    Attributes
+    ----------
+    dims
+        Names of the dimensions; an array whose first is ``time`` grows.
+    shape
+        Without ``time``.
+    dtype
+        A numpy dtype, or ``str``.
+    values
+        All of it, for arrays that do not grow.
+    chunk
+        Times in a chunk, for arrays that do.
+    compressed
+        Whether chunks pass through zstd.
+    """
+
+    dims: tuple[str, ...]
+    shape: tuple[int, ...]
+    dtype: Any
+    attributes: Mapping[str, Any] = field(default_factory=dict)
+    values: NDArray[Any] | None = None
+    chunk: int = 1
+    compressed: bool = True
+
+    @property
+    def grows(self) -> bool:
+        """Whether the array gets longer with time."""
+        return self.dims[:1] == (names.TIME,)
+
+
+@contextmanager
+def sole_writer(path: Path) -> Iterator[None]:
+    """Hold the lock beside `path`; a killed process lets go of it by itself.
+
+    Raises
+    ------
+    InputError
+        If another process is writing there.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    lock = filelock.FileLock(path.with_name(f".{path.name}.lock"), timeout=0)
+    try:
+        lock.acquire()
+    except filelock.Timeout:
+        raise InputError(
+            path, "one process at a time writes a store", found=f"{lock.lock_file} is held"
+        ) from None
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+class CommittedGroup:
+    """Append to a group, then commit. Make one with `create` or `open`, under `sole_writer`.
+
+    Attributes
+    ----------
+    path
+        Final folder of the group; it exists from the first commit on.
+    length
+        Committed times.
+    attributes
+        Committed attributes.
+    """
+
+    def __init__(self, path: Path, root: dict[str, Any], folder: Path) -> None:
+        self.path = path
+        self._folder = folder
+        self._metadata: dict[str, dict[str, Any]] = root["consolidated_metadata"]["metadata"]
+        self.attributes: dict[str, Any] = root["attributes"]
+        time = self._metadata[names.TIME]
+        self.length = int(time["shape"][0])
+        self._end = self.length
+
+    @classmethod
+    def open(cls, path: Path) -> CommittedGroup | None:
+        """The group at `path`, or None if there is none; what a killed writer left is cleared."""
+        shutil.rmtree(_unborn(path), ignore_errors=True)
+        if not path.exists() or (path.is_dir() and not any(path.iterdir())):
+            return None
+        try:
+            root = json.loads((path / _ROOT).read_text(encoding="utf-8"))
+            group = cls(path, root, path)
+        except (OSError, ValueError, KeyError, TypeError):
+            raise InputError(
+                path, "must be a map store, or not exist", found="something else of that name"
+            ) from None
+        for litter in path.rglob("*.partial"):
+            litter.unlink()
+        return group
+
+    @classmethod
+    def create(cls, path: Path, arrays: Mapping[str, ArrayPlan]) -> CommittedGroup:
+        """A new group of length 0, hidden beside `path` until its first commit."""
+        folder = _unborn(path)
+        shutil.rmtree(folder, ignore_errors=True)
+        folder.mkdir(parents=True)
+        metadata: dict[str, Any] = {}
+        for name, plan in arrays.items():
+            metadata[name] = _array_metadata(plan)
+        group = cls(path, _root_document({}, metadata), folder)
+        for name, plan in arrays.items():
+            group._place(name)
+            if plan.values is not None and plan.values.size:
+                group._array(name)[...] = plan.values
+        return group
+
+    def append(self, values: Mapping[str, NDArray[Any]]) -> None:
+        """Write the next maps of every growing array; nobody sees them yet.
+
+        Parameters
+        ----------
+        values
+            Name → (time, …), all equally long, one entry for each array that grows.
+        """
+        (count,) = {len(block) for block in values.values()}
+        growing = {n for n, m in self._metadata.items() if m["dimension_names"][0] == names.TIME}
+        if growing != set(values):
+            raise ValueError(f"{sorted(growing)} must grow together; found {sorted(values)}")
+        start, self._end = self._end, self._end + count
+        for name, block in values.items():
+            self._metadata[name]["shape"][0] = self._end
+            self._place(name)
+            self._array(name)[start : self._end] = block
+
+    def read(self, name: str) -> NDArray[Any]:
+        """All of a small array, as written so far."""
+        return np.asarray(self._array(name)[...])
+
+    def rewrite(self, name: str, values: NDArray[Any]) -> None:
+        """Replace every value of a small array at the next commit; readers keep the old ones."""
+        encoding = self._metadata[name]["chunk_key_encoding"]["configuration"]
+        encoding["separator"] = "." if encoding["separator"] == "/" else "/"
+        self._place(name)
+        self._array(name)[...] = values
+
+    def commit(self, attributes: Mapping[str, Any]) -> None:
+        """Make everything written so far visible, with these attributes, in one step."""
+        self.attributes = dict(attributes)
+        document = _root_document(self.attributes, self._metadata)
+        _replace(self._folder / _ROOT, document)
+        if self._folder != self.path:
+            # An empty folder of the final name gives way; anything else was refused by `open`.
+            os.replace(self._folder, self.path)
+            self._folder = self.path
+        self.length = self._end
+
+    def _place(self, name: str) -> None:
+        (self._folder / name).mkdir(exist_ok=True)
+        _replace(self._folder / name / _ROOT, self._metadata[name])
+
+    def _array(self, name: str) -> Any:
+        return zarr.open_array(self._folder / name, mode="r+", zarr_format=3)
+
+
+def _unborn(path: Path) -> Path:
+    return path.with_name(f".{path.name}.partial")
+
+
+def _array_metadata(plan: ArrayPlan) -> dict[str, Any]:
+    """The ``zarr.json`` that zarr itself writes for such an array, of length 0 if it grows."""
+    written: dict[str, Any] = {}
+    lead = (0,) if plan.grows else ()
+    chunks = ((plan.chunk,) if plan.grows else ()) + tuple(max(1, n) for n in plan.shape)
+    floating = plan.dtype is not str and np.dtype(plan.dtype).kind == "f"
+    zarr.create_array(
+        zarr.storage.MemoryStore(store_dict=written),
+        name="array",
+        shape=lead + plan.shape,
+        chunks=chunks,
+        dtype=plan.dtype,
+        compressors="auto" if plan.compressed else None,
+        fill_value=np.nan if floating else None,
+        attributes=dict(plan.attributes),
+        dimension_names=plan.dims,
+        zarr_format=3,
+    )
+    return dict(json.loads(written[f"array/{_ROOT}"].to_bytes()))
+
+
+def _root_document(attributes: Mapping[str, Any], metadata: Mapping[str, Any]) -> dict[str, Any]:
+    return {
+        "attributes": dict(attributes),
+        "zarr_format": 3,
+        "consolidated_metadata": {
+            "kind": "inline",
+            "must_understand": False,
+            "metadata": copy.deepcopy(dict(metadata)),
+        },
+        "node_type": "group",
+    }
+
+
+def _replace(path: Path, document: Mapping[str, Any]) -> None:
+    """Write JSON so that `path` holds either all of the old or all of the new."""
+    temporary = path.with_name(f"{path.name}.partial")
+    with temporary.open("w", encoding="utf-8") as file:
+        json.dump(document, file, indent=1, sort_keys=True)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(temporary, path)
