@@ -30,6 +30,7 @@ __all__ = [
     "hold",
     "hours_since_first",
     "phase_space",
+    "phase_space_of_points",
     "polar_phase_space",
     "satisfies",
     "thickness_slopes",
@@ -106,7 +107,7 @@ def thickness_slopes(delta_z: ArrayLike, levels: ArrayLike) -> tuple[FloatArray,
     return profile[..., lower] @ lower_weights, profile[..., upper] @ upper_weights
 
 
-def _of_points(
+def phase_space_of_points(
     zg: FloatArray,
     *,
     levels: FloatArray,
@@ -116,13 +117,28 @@ def _of_points(
     heading: FloatArray,
     north: bool,
 ) -> PhaseSpace:
-    """The mathematics shared by every kind of grid.
+    """The mathematics shared by every kind of grid: n lows, each a set of points.
 
-    zg (n, level, point) with NaN outside the grid; area (point,) any unit; bearing (point,)
-    degrees from north; heading (n,), NaN where the motion is unknown.
+    Parameters
+    ----------
+    zg
+        Geopotential height, m, shape (n, level, point); NaN is outside of the disc or the grid.
+    levels
+        Pressure, hPa, shape (level,).
+    area
+        Weight of each point in B and in the cover, shape (point,) or (n, point).
+    bearing
+        Degrees clockwise from north as seen from the centre, shape (point,) or (n, point); NaN is
+        on neither side.
+    disc_area
+        What `area` sums to over a whole disc.
+    heading
+        Direction of motion, shape (n,): degrees clockwise from north, NaN where unknown.
+    north
+        Northern hemisphere, for the sign of B.
     """
-    valid = np.isfinite(zg).all(axis=1)  # (n, point)
-    covered = np.asarray(np.where(valid, area, 0.0).sum(axis=1) >= LEAST_COVER * disc_area)
+    valid = np.asarray(np.isfinite(zg).all(axis=1))  # (n, point)
+    covered = np.where(valid, area, 0.0).sum(axis=1) >= LEAST_COVER * disc_area
     highest = np.where(valid[:, None], zg, -np.inf).max(axis=2, initial=-np.inf)
     lowest = np.where(valid[:, None], zg, np.inf).min(axis=2, initial=np.inf)
     with np.errstate(invalid="ignore"):
@@ -135,7 +151,10 @@ def _of_points(
     known = np.isfinite(heading)
     # Without a motion there is no right and left: every heading is tried, the worst one told.
     tried = np.where(known[:, None], heading[:, None], np.arange(0.0, 360.0, 15.0)[None])
-    side = np.sin(np.radians(bearing[None, None] - tried[:, :, None]))  # (n, heading, point)
+    if known.all():
+        tried = tried[:, :1]
+    # (n, heading, point): the sine is positive to the right of the motion
+    side = np.sin(np.radians(np.atleast_2d(bearing)[:, None] - tried[:, :, None]))
     right = np.where(side > 1e-9, weight[:, None], 0.0)
     left = np.where(side < -1e-9, weight[:, None], 0.0)
     with np.errstate(invalid="ignore", divide="ignore"):
@@ -199,9 +218,9 @@ def phase_space(
     inside = away <= radius_km
     cell_area = cell_areas_km2(lat, lon)
     leading = heights.shape[:-3]
-    flat = heights[..., inside].reshape(-1, p.size, int(inside.sum()))
+    flat = heights[..., inside].reshape(int(np.prod(leading)), p.size, int(inside.sum()))
     bearing = bearing_deg(centre[0], centre[1], lat[:, None], lon[None])
-    result = _of_points(
+    result = phase_space_of_points(
         flat,
         levels=p,
         area=np.broadcast_to(cell_area[:, None], inside.shape)[inside],
@@ -257,7 +276,7 @@ def polar_phase_space(
     area = np.broadcast_to(rings[kept][:, None], bearing.shape)
     n = heights.shape[0]
     heading = np.full(n, np.nan) if heading_deg is None else np.asarray(heading_deg, float)
-    return _of_points(
+    return phase_space_of_points(
         heights[:, :, kept].reshape(n, p.size, -1),
         levels=p,
         area=area.ravel(),
