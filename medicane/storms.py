@@ -1,0 +1,429 @@
+"""The storms of the idealised sea: alike at the surface, told apart by their vertical structure.
+
+A storm's *surface* (track, depth, radius, life, speed) and a *window* in its life are drawn first,
+by one law for every kind that lives over sea. Its *kind* then says what the core does in that
+window. Everything is a function of the hour, so that any map interval samples the same storms.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+import numpy as np
+from numpy.typing import NDArray
+
+from medicane import config, names, vortex
+from medicane.background import SEA_PRESSURE
+from medicane.phase_space import hold, polar_phase_space, satisfies
+from medicane.sphere import distance_km
+
+Array = NDArray[np.float64]
+Mask = NDArray[np.bool_]
+#: Whether points (latitude, longitude) lie on land.
+IsLand = Callable[[Array, Array], Mask]
+
+MEDICANE = "medicane"
+#: Kinds that are not medicanes, and their shares: the hard negatives.
+NEGATIVES = {
+    "baroclinic": 0.30,  # cold core, at most a hint of a transition
+    "seclusion": 0.20,  # becomes warm below 4.5 km, cold above
+    "lee": 0.12,  # cold below, decaying aloft
+    "excursion": 0.16,  # a medicane's core, for less than the time asked
+    "hybrid": 0.10,  # a medicane's core in an asymmetric, sheared storm
+    "heat_low": 0.12,  # shallow and warm over hot land in summer: the one kind with its own surface
+}
+#: Share of storms born in each month; heat lows have their own.
+SEASON = np.array([14, 8, 7, 5, 4, 2, 1, 3, 13, 16, 15, 12]) / 100
+HEAT_SEASON = np.array([0, 0, 2, 8, 16, 20, 20, 18, 12, 4, 0, 0]) / 100
+#: Where storms are born: longitude, latitude and share.
+BASINS = np.array(
+    [
+        [5, 41, 2],
+        [3, 39, 2],
+        [12, 39.5, 2],
+        [18.5, 36.5, 3],
+        [18, 34, 2],
+        [25, 34.5, 2],
+        [30, 33.8, 1],
+    ]
+)
+#: Fewest negatives a year (1.5 medicanes among them are 3–4 % of all), and per medicane.
+NEGATIVES_PER_YEAR, NEGATIVES_PER_MEDICANE = 42.0, 2.8
+#: Two storms at the same time keep this distance (km).
+APART_KM = 1000.0
+#: Decay over land (h), and the least length (h) of a medicane, so that 6-hourly maps see it last.
+LANDFALL_HOURS, LEAST_MEDICANE_HOURS = 10.0, 15
+#: Rings and azimuths of the disc on which the noise-free phase space is taken.
+RINGS, AZIMUTHS = 11, 16
+
+LEVELS = names.PHASE_SPACE_LEVELS
+
+
+@dataclass(frozen=True)
+class Storm:
+    """One storm, hour by hour; arrays have shape (hour,).
+
+    ``start`` is the hour of the record it is born in; ``depth_hpa`` is Δp(t), ``tilt`` the
+    thickness gradient (m km-1) to the right of the ``heading_deg`` (clockwise from north);
+    ``a1`` and ``a2`` (hour, level) are the parabolas of `vortex.height_coefficients`. ``b``,
+    ``vtl``, ``vtu`` and ``msl_hpa`` are the noise-free phase space, ``rule`` says where it is that
+    of a medicane over sea, ``medicane`` where that lasts.
+    """
+
+    kind: str
+    latitude: Array
+    longitude: Array
+    heading_deg: Array
+    over_sea: Mask
+    depth_hpa: Array
+    radius_km: float
+    tilt: Array
+    a1: Array
+    a2: Array
+    b: Array
+    vtl: Array
+    vtu: Array
+    msl_hpa: Array
+    rule: Mask
+    medicane: Mask
+    start: int = 0
+    name: str = ""
+
+    @property
+    def hours(self) -> int:
+        """Length of its life, h."""
+        return self.latitude.size
+
+    def spells(self) -> list[tuple[int, int]]:
+        """First and last hour of each spell as a medicane, hours of the storm's life."""
+        edges = np.flatnonzero(np.diff(np.concatenate([[False], self.medicane, [False]])))
+        return [(int(a), int(b) - 1) for a, b in zip(edges[::2], edges[1::2], strict=True)]
+
+
+@dataclass(frozen=True)
+class _Surface:
+    latitude: Array
+    longitude: Array
+    heading_deg: Array
+    over_sea: Mask
+    depth_hpa: Array
+    radius_km: float
+    window: tuple[float, float]
+
+
+def draw_storm(
+    rng: np.random.Generator, kind: str, *, is_land: IsLand, definition: config.Label
+) -> Storm:
+    """Draw storms of a kind until one obeys the laws of its kind; its start is left at hour 0."""
+    for _ in range(200):
+        heat = kind == "heat_low"
+        surface = (
+            _heat_low_surface(rng, is_land) if heat else _sea_surface(rng, is_land, definition)
+        )
+        storm = _with_core(rng, kind, surface, definition)
+        lasting = [b - a for a, b in storm.spells()]
+        if kind == MEDICANE:
+            least = max(LEAST_MEDICANE_HOURS, definition.min_hours + 6)
+            good = (
+                bool(lasting)
+                and min(lasting) >= least
+                and bool((storm.rule == storm.medicane).all())
+            )
+        else:
+            good = not lasting and (kind != "excursion" or bool(storm.rule.sum() >= 2))
+        if good:
+            return storm
+    raise RuntimeError(f"no storm of kind {kind} obeys this label definition: {definition}")
+
+
+def _sea_surface(rng: np.random.Generator, is_land: IsLand, definition: config.Label) -> _Surface:
+    """Track, life cycle and window of a storm over sea: the same law for every kind."""
+    while True:
+        life = int(np.clip(84 * np.exp(0.3 * rng.standard_normal()), 48, 144))
+        hour = np.arange(life + 1.0)
+        rise, fall = rng.uniform(6, 16), rng.uniform(6, 18)
+        depth = rng.uniform(11, 19)
+        radius = rng.uniform(60, 110)
+        length = max(20.0, rng.uniform(0.45, 0.75) * life)
+        first = rng.uniform(0.8 * rise, max(0.8 * rise, life - length - 0.8 * fall))
+        window = (first, first + length)
+        basin = BASINS[rng.choice(len(BASINS), p=BASINS[:, 2] / BASINS[:, 2].sum())]
+        latitude, longitude, heading = _track(
+            rng,
+            hour,
+            origin=(basin[1] + 1.2 * rng.standard_normal(), basin[0] + 2.0 * rng.standard_normal()),
+            speed=4.5 * np.exp(0.4 * rng.standard_normal()),
+            heading=90 + 55 * rng.standard_normal(),
+        )
+        inside = (hour >= window[0] - 2) & (hour <= window[1] + 2)
+        if not (31 <= latitude.min() <= latitude.max() <= 45.5):
+            continue
+        if not (-6 <= longitude.min() <= longitude.max() <= 38):
+            continue
+        over_sea = ~is_land(latitude, longitude)
+        if not over_sea[inside].all():
+            continue
+        cycle = np.sin(np.pi / 2 * np.clip(hour / rise, 0, 1)) ** 2
+        cycle *= np.sin(np.pi / 2 * np.clip((life - hour) / fall, 0, 1)) ** 2
+        # A slow breath, so that neither depth nor its tendency tells the age.
+        cycle *= (
+            1 - 0.12 * (1 + np.sin(2 * np.pi * (hour / rng.uniform(24, 60) + rng.random()))) / 2
+        )
+        cycle *= np.exp(-np.cumsum(np.logical_not(over_sea)) / LANDFALL_HOURS)
+        deep = SEA_PRESSURE - depth * cycle < min(definition.msl_max_hpa, SEA_PRESSURE - 1) - 0.3
+        if deep[inside].all():
+            return _Surface(latitude, longitude, heading, over_sea, depth * cycle, radius, window)
+
+
+def _heat_low_surface(rng: np.random.Generator, is_land: IsLand) -> _Surface:
+    """A broad, almost standing low over North Africa, deepest in the afternoon."""
+    while True:
+        life = int(rng.uniform(48, 144))
+        hour = np.arange(life + 1.0)
+        latitude, longitude, heading = _track(
+            rng,
+            hour,
+            origin=(rng.uniform(29, 34), rng.uniform(-6, 34)),
+            speed=rng.uniform(0.3, 1.2),
+            heading=rng.uniform(0, 360),
+        )
+        over_sea = ~is_land(latitude, longitude)
+        if over_sea.any():
+            continue
+        day = 0.7 + 0.3 * np.cos(2 * np.pi * (hour - 15) / 24)
+        cycle = np.clip(np.minimum(hour, life - hour) / 12, 0, 1) * day
+        depth = rng.uniform(9, 15)
+        return _Surface(
+            latitude, longitude, heading, over_sea, depth * cycle, rng.uniform(120, 200), (0, life)
+        )
+
+
+def _track(
+    rng: np.random.Generator,
+    hour: Array,
+    *,
+    origin: tuple[float, float],
+    speed: float,
+    heading: float,
+) -> tuple[Array, Array, Array]:
+    """Latitude, longitude and heading at each hour: a steady course that meanders."""
+    swing = rng.uniform(10, 45) * np.sin(2 * np.pi * (hour / rng.uniform(36, 96) + rng.random()))
+    course = heading + swing
+    step = speed * 3.6 / 111.195
+    latitude = origin[0] + np.cumsum(step * np.cos(np.deg2rad(course)))
+    eastward = step * np.sin(np.deg2rad(course)) / np.cos(np.deg2rad(latitude))
+    return latitude, origin[1] + np.cumsum(eastward), course % 360
+
+
+def _with_core(
+    rng: np.random.Generator, kind: str, surface: _Surface, definition: config.Label
+) -> Storm:
+    """Give a surface the core of a kind: w(t), c(t), a(t), asymmetry; then its phase space."""
+    hour = np.arange(surface.latitude.size, dtype=float)
+    first, last = surface.window
+    if kind == "excursion":
+        # Short: the time asked less a margin, somewhere in the window.
+        short = max(1.0, definition.min_hours - rng.uniform(1.0, 3.5))
+        first = rng.uniform(first, last - short)
+        last = first + short
+    quick = (0.4, 0.8) if kind == "excursion" else (1.0, 3.0)
+    inside = _logistic((hour - first) / rng.uniform(*quick)) * _logistic(
+        (last - hour) / rng.uniform(*quick)
+    )
+    cold = rng.uniform(0.5, 1.5)
+    warm, slope, curvature = np.zeros_like(hour), np.full_like(hour, cold), np.zeros_like(hour)
+    depth_km = rng.uniform(6.5, 10.5)
+    # Asymmetry as a share of the threshold: a front at birth, less of it in a symmetric core.
+    front, core = rng.uniform(0.5, 1.4), rng.uniform(0.0, 0.5)
+    share = front + (core - front) * inside
+    if kind in (MEDICANE, "excursion"):
+        warm = inside * rng.uniform(0.85, 1.0)
+    elif kind == "hybrid":
+        warm = inside * rng.uniform(0.85, 1.0)
+        share = np.full_like(hour, rng.uniform(1.3, 2.2))
+    elif kind == "baroclinic":
+        warm = inside * rng.uniform(0.0, 0.3)
+        share = np.full_like(hour, front)
+    elif kind == "seclusion":
+        slope = cold * (1 - inside)
+        curvature = -rng.uniform(0.3, 0.5) * inside
+    elif kind == "lee":
+        slope = 0.3 * slope
+        curvature = np.full_like(hour, rng.uniform(0.25, 0.45))
+    elif kind == "heat_low":
+        warm, depth_km = np.ones_like(hour), rng.uniform(2.5, 4.0)
+        share = np.full_like(hour, core)
+    else:
+        raise ValueError(f"kind must be {MEDICANE} or one of {sorted(NEGATIVES)}; found {kind!r}")
+    profile = vortex.Profile(warm, depth_km, slope, curvature)
+    a1, a2 = vortex.height_coefficients(surface.depth_hpa, LEVELS, profile=profile)
+    tilt = vortex.gradient_of_asymmetry(share * definition.b_max_m, radius_km=definition.radius_km)
+    b, vtl, vtu = clean_phase_space(
+        a1, a2, tilt=tilt, vortex_radius_km=surface.radius_km, radius_km=definition.radius_km
+    )
+    msl = SEA_PRESSURE - surface.depth_hpa
+    rule = satisfies(b, vtl, vtu, msl, definition=definition) & surface.over_sea
+    times = np.datetime64("2000-01-01T00") + hour.astype("timedelta64[h]")
+    return Storm(
+        kind=kind,
+        latitude=surface.latitude,
+        longitude=surface.longitude,
+        heading_deg=surface.heading_deg,
+        over_sea=surface.over_sea,
+        depth_hpa=surface.depth_hpa,
+        radius_km=surface.radius_km,
+        tilt=tilt,
+        a1=a1,
+        a2=a2,
+        b=b,
+        vtl=vtl,
+        vtu=vtu,
+        msl_hpa=msl,
+        rule=rule,
+        medicane=hold(rule, times, min_hours=definition.min_hours, step_hours=1),
+    )
+
+
+def _logistic(x: Array) -> Array:
+    return np.asarray(0.5 * (1 + np.tanh(x / 2)))
+
+
+def clean_phase_space(
+    a1: Array, a2: Array, *, tilt: Array, vortex_radius_km: float, radius_km: float
+) -> tuple[Array, Array, Array]:
+    """B, −VTL and −VTU (m), each of shape (hour,), of a storm without any weather around it."""
+    rings = np.linspace(0, radius_km, RINGS)
+    azimuth = (np.arange(AZIMUTHS) + 0.5) * 360 / AZIMUTHS
+    heights = vortex.disc_heights(
+        (a1, a2),
+        levels_hpa=LEVELS,
+        vortex_radius_km=vortex_radius_km,
+        r_km=rings,
+        azimuth_deg=azimuth,
+        thickness_gradient=tilt,
+    )
+    space = polar_phase_space(
+        heights,
+        levels=LEVELS,
+        radius=rings,
+        azimuth_deg=azimuth,
+        max_radius=radius_km,
+        heading_deg=np.zeros(len(heights)),
+    )
+    return np.asarray(space.b), np.asarray(space.vtl), np.asarray(space.vtu)
+
+
+def plan_storms(
+    rng: np.random.Generator,
+    *,
+    sea: config.Sea,
+    hours: int,
+    is_land: IsLand,
+    definition: config.Label,
+) -> list[Storm]:
+    """All storms of a record, in order of birth, named; their labels realise the base rate.
+
+    Parameters
+    ----------
+    hours
+        Length of the record; every storm lives wholly within it.
+
+    Returns
+    -------
+    list of Storm
+    """
+    medicanes = _medicanes_to_rate(
+        rng, sea.base_rate * hours, is_land=is_land, definition=definition
+    )
+    years = hours / 8766
+    n_negatives = round(max(NEGATIVES_PER_YEAR * years, NEGATIVES_PER_MEDICANE * len(medicanes)))
+    placed = _Calendar(hours)
+    for i, storm in enumerate(medicanes):
+        # One draw in each part of the season-weighted record: every split gets its share.
+        placed.add(rng, storm, low=i / len(medicanes), high=(i + 1) / len(medicanes), sea=sea)
+    kinds, shares = list(NEGATIVES), np.array(list(NEGATIVES.values()))
+    for kind in rng.choice(kinds, size=n_negatives, p=shares / shares.sum()):
+        storm = draw_storm(rng, str(kind), is_land=is_land, definition=definition)
+        placed.add(rng, storm, low=0.0, high=1.0, sea=sea)
+    ordered = sorted(placed.storms, key=lambda s: (s.start, s.kind))
+    return [replace(storm, name=f"sea{i + 1:05d}") for i, storm in enumerate(ordered)]
+
+
+def _medicanes_to_rate(
+    rng: np.random.Generator, wanted: float, *, is_land: IsLand, definition: config.Label
+) -> list[Storm]:
+    """Medicanes whose labelled hours sum to `wanted`, as nearly as the last one allows."""
+    chosen: list[Storm] = []
+    total = 0.0
+    while True:
+        candidates = [
+            draw_storm(rng, MEDICANE, is_land=is_land, definition=definition)
+            # Near the end, look for the storm that fits.
+            for _ in range(1 if wanted - total > 150 else 12)
+        ]
+        hours = np.array([c.medicane.sum() for c in candidates])
+        best = int(np.argmin(np.abs(wanted - total - hours)))
+        if wanted - total > 150:
+            best = 0
+        elif abs(wanted - total - hours[best]) >= abs(wanted - total):
+            return chosen
+        chosen.append(candidates[best])
+        total += hours[best]
+
+
+class _Calendar:
+    """Storms already placed in time, and the law that two at once keep their distance."""
+
+    def __init__(self, hours: int) -> None:
+        self.hours = hours
+        self.storms: list[Storm] = []
+        self._by_week: dict[int, list[Storm]] = {}
+
+    def add(
+        self, rng: np.random.Generator, storm: Storm, *, low: float, high: float, sea: config.Sea
+    ) -> None:
+        """Place a storm at a season-weighted time, or drop it where the record is too crowded."""
+        season = HEAT_SEASON if storm.kind == "heat_low" else SEASON
+        cumulative = _season_cumulative(season, sea.start_year, self.hours)
+        for _ in range(60):
+            day = int(np.searchsorted(cumulative, rng.uniform(low, high)))
+            born = replace(storm, start=24 * day + int(rng.integers(24)))
+            if born.start + born.hours <= self.hours and self._is_clear(born):
+                self.storms.append(born)
+                for week in self._weeks(born):
+                    self._by_week.setdefault(week, []).append(born)
+                return
+
+    @staticmethod
+    def _weeks(storm: Storm) -> range:
+        return range(storm.start // 168, (storm.start + storm.hours) // 168 + 1)
+
+    def _is_clear(self, storm: Storm) -> bool:
+        others = {id(o): o for week in self._weeks(storm) for o in self._by_week.get(week, [])}
+        for other in others.values():
+            first = max(storm.start, other.start)
+            last = min(storm.start + storm.hours, other.start + other.hours)
+            if first >= last:
+                continue
+            a, b = (
+                slice(first - storm.start, last - storm.start),
+                slice(first - other.start, last - other.start),
+            )
+            apart = distance_km(
+                storm.latitude[a], storm.longitude[a], other.latitude[b], other.longitude[b]
+            )
+            if apart.min() < APART_KM:
+                return False
+        return True
+
+
+def _season_cumulative(season: Array, start_year: int, hours: int) -> Array:
+    """Cumulative season-weighted probability at the end of each day of the record."""
+    first = np.datetime64(f"{start_year:04d}-01-01")
+    days = first + np.arange(max(1, hours // 24))
+    month = days.astype("datetime64[M]").astype(int) % 12
+    cumulative = np.cumsum(season[month])
+    if cumulative[-1] == 0:
+        cumulative = np.arange(1.0, days.size + 1)
+    return np.asarray(cumulative / cumulative[-1])
