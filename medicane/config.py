@@ -277,23 +277,34 @@ def load_config(path: str | Path) -> Config:
         key does not allow; the message names the file and the key.
     """
     path = Path(path)
+    values = read_yaml(path)
+    return make_config(values, where=str(path), folder=path.resolve().parent)
+
+
+def read_yaml(path: Path) -> dict[str, Any]:
+    """Read a YAML mapping whose first key is ``schema_version``.
+
+    Raises
+    ------
+    InputError
+        If the file is missing, is not YAML, or is not such a mapping.
+    """
     try:
         text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
-        raise InputError(path, "the configuration must be a readable text file", found=error) from None
+        told = error.strerror if isinstance(error, OSError) else error
+        raise InputError(path, "must be a readable text file", found=told) from None
     try:
         values = yaml.safe_load(text)
     except yaml.YAMLError as error:
-        raise InputError(path, "the configuration must be YAML", found=error) from None
+        raise InputError(path, "must be YAML", found=error) from None
     if not isinstance(values, dict):
-        raise InputError(
-            path, "the configuration must be a mapping of sections", found=type(values).__name__
-        )
+        raise InputError(path, "must be a mapping of sections", found=type(values).__name__)
     if next(iter(values), None) != "schema_version":
         raise InputError(
             path, "schema_version must be the first key", found=repr(next(iter(values), None))
         )
-    return make_config(values, where=str(path), folder=path.resolve().parent)
+    return values
 
 
 def make_config(values: dict[str, Any], *, where: str = "configuration", folder: Path | None = None) -> Config:

@@ -17,6 +17,7 @@ file, so that a registered model is one file that cannot be fed with the wrong s
 from __future__ import annotations
 
 import json
+import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -341,7 +342,10 @@ def _load_weights(network: keras.Model, path: str) -> None:
     if not Path(path).is_file():
         raise InputError("model.weights", "must be a local weights file", found=path)
     try:
-        network.load_weights(path)
+        with warnings.catch_warnings():
+            # Keras only warns where a file lacks some of the weights; half a network is no network.
+            warnings.simplefilter("error", UserWarning)
+            network.load_weights(path)
     except Exception as error:
         raise InputError(
             f"model.weights: {path}", f"must fit {network.name}", found=str(error).splitlines()[0]

@@ -1,0 +1,33 @@
+"""The flow ``prepare``: grids and a catalogue into the map store."""
+
+from prefect import flow, task
+from prefect.artifacts import create_table_artifact
+from pydantic import FilePath
+
+from flows.retries import ON_IO_FAULT
+from medicane import pipeline
+from medicane.config import load_config
+
+
+@task(**ON_IO_FAULT)
+def write_store(config: FilePath) -> pipeline.Prepared:
+    """Write or extend the store; a retry goes on where the last try was cut."""
+    return pipeline.prepare(load_config(config))
+
+
+@flow(name="prepare")
+def prepare(config: FilePath) -> pipeline.Prepared:
+    """Open, standardise, label and derive: write or extend the map store.
+
+    Parameters
+    ----------
+    config
+        The configuration, a YAML file on the machine that runs the flow.
+    """
+    prepared = write_store(config)
+    create_table_artifact(
+        key="map-store",
+        table=[{"what": key, "value": str(value)} for key, value in prepared.model_dump().items()],
+        description=f"Map store {prepared.store}",
+    )
+    return prepared

@@ -1,0 +1,381 @@
+"""The command ``medicane``: arguments in, one step of the pipeline, a short account out. No logic.
+
+Exit status 0 on success; 2 on bad usage or bad input, with one line on standard error; 1 on a fault
+of the program. ``--debug`` shows the traceback. Heavy libraries are imported by the command that
+needs them, so that ``--help`` answers at once.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal
+
+from cyclopts import App, CycloptsError, Parameter
+
+from medicane import __version__
+from medicane.errors import InputError
+
+if TYPE_CHECKING:
+    from medicane.pipeline import Demonstrated, Detected, Progress, Steps
+
+app = App(
+    name="medicane",
+    help="Find Mediterranean hurricanes in sequences of weather maps.",
+    version=__version__,
+)
+
+ConfigFile = Annotated[Path, Parameter(name="--config")]
+
+
+@app.command
+def demo(*, out: Path = Path("demo"), seed: int = 0) -> None:
+    """The whole way on an idealised sea: synth, prepare, train, evaluate, detect.
+
+    Needs no network and no server.
+
+    Example: medicane demo --out demo --seed 0
+
+    Parameters
+    ----------
+    out
+        A folder of its own; one of an earlier demo is replaced.
+    seed
+        Seed of the sea and of the training.
+    """
+    run_demo(out, seed=seed)
+
+
+@app.command
+def synth(
+    out: Path,
+    *,
+    years: float = 3.0,
+    step_hours: int = 6,
+    seed: int = 0,
+    base_rate: float = 0.008,
+    grid_degrees: float = 0.5,
+) -> None:
+    """Write an idealised sea: monthly files in the ERA5 NetCDF dialect, storms.csv and truth.nc.
+
+    Example: medicane synth sea --years 2 --base-rate 0.02
+
+    Parameters
+    ----------
+    out
+        Folder of grids/, storms.csv and truth.nc.
+    years
+        Length of the record.
+    step_hours
+        Hours from one map to the next.
+    seed
+        The same seed writes the same bytes.
+    base_rate
+        Share of the maps that show a medicane.
+    grid_degrees
+        Grid spacing in degrees.
+    """
+    from pydantic import ValidationError
+
+    from medicane import pipeline
+    from medicane.config import Sea
+
+    values = {
+        "years": years,
+        "step_hours": step_hours,
+        "seed": seed,
+        "base_rate": base_rate,
+        "degrees": grid_degrees,
+    }
+    try:
+        sea = Sea.model_validate(values)
+    except ValidationError as error:
+        fault = error.errors()[0]
+        option = {"degrees": "grid-degrees"}.get(str(fault["loc"][0]), str(fault["loc"][0]))
+        raise InputError(
+            f"--{option.replace('_', '-')}", fault["msg"], found=fault["input"]
+        ) from None
+    with _bar("synth") as progress:
+        files = pipeline.synthesise(out, sea, progress=progress)
+    _say(f"grids      {files.grids}\nstorms     {files.catalogue}\ntruth      {files.truth}")
+
+
+@app.command
+def prepare(*, config: ConfigFile) -> None:
+    """Open, standardise, label and derive: write or extend the map store, in bounded memory.
+
+    Resumes after a kill; a second run appends what is new.
+
+    Example: medicane prepare --config config/era5.yaml
+
+    Parameters
+    ----------
+    config
+        The configuration, a YAML file.
+    """
+    from medicane import pipeline
+    from medicane.config import load_config
+
+    with _bar("prepare") as progress:
+        done = pipeline.prepare(load_config(config), progress=progress)
+    _say(
+        f"store      {done.store}\n"
+        f"maps       {done.n_maps} ({done.n_new} new), {done.first} to {done.last}\n"
+        f"medicane   {done.n_medicane} maps, {done.n_medicane / max(done.n_maps, 1):.2%}\n"
+        f"digest     {done.digest}"
+    )
+
+
+@app.command
+def train(*, config: ConfigFile) -> None:
+    """Train on the map store, track the run in MLflow, register the model as `challenger`.
+
+    Example: medicane train --config config/era5.yaml
+
+    Parameters
+    ----------
+    config
+        The configuration, a YAML file.
+    """
+    from medicane import pipeline
+    from medicane.config import load_config
+
+    with _bar("train") as progress:
+        done = pipeline.train(load_config(config), progress=progress)
+    _say(
+        f"model      {done.model_uri} (alias challenger)\n"
+        f"run        {done.run_page or done.run_id}\n"
+        f"tracking   {done.tracking_uri}\n"
+        f"epochs     {done.n_epochs}, the best is {done.best_epoch}: "
+        f"validation AUC-PR {done.val_auc_pr:.3f}\n"
+        f"threshold  {done.threshold:.4g}, temperature {done.temperature:.3g}"
+    )
+
+
+@app.command
+def evaluate(
+    *,
+    config: ConfigFile,
+    model: str | None = None,
+    split: Literal["train", "validation", "test"] = "test",
+    out: Path | None = None,
+) -> None:
+    """Score a model by map and by event, with intervals, against the baselines.
+
+    Example: medicane evaluate --config config/era5.yaml --model models:/medicane@challenger
+
+    Parameters
+    ----------
+    config
+        The configuration, a YAML file.
+    model
+        A model URI or .keras file; by default the registered challenger.
+    split
+        The split that is scored.
+    out
+        Folder of scores.json, report.html and figures/; by default that of the store.
+    """
+    from medicane import pipeline
+    from medicane.config import load_config
+
+    done = pipeline.evaluate(load_config(config), model=model, split=split, out=out)
+    _say(f"{done.table}\n\nscores     {done.scores}\nreport     {done.report}")
+
+
+@app.command
+def detect(
+    *inputs: str,
+    model: str,
+    out: str,
+    mode: Literal["causal", "fused"] = "causal",
+    threshold: float | None = None,
+    allow_short: Annotated[bool, Parameter(negative=())] = False,
+    units: dict[str, str] | None = None,
+    select: dict[str, float] | None = None,
+    tracking_uri: str | None = None,
+) -> None:
+    """Label new grids: detections.nc and events.csv. Later calls add only the new times.
+
+    Example: medicane detect msl.grib wind.grib --model models:/medicane@champion --out found
+
+    Parameters
+    ----------
+    inputs
+        Files, globs or stores; several are merged on exactly equal coordinates.
+    model
+        models:/medicane@champion, runs:/…, or a .keras file.
+    out
+        Folder of the detections.
+    mode
+        causal: the label of a map uses earlier maps only; fused: all windows vote, for archives.
+    threshold
+        Probability from which a map is a detection; by default the model's own.
+    allow_short
+        Label fewer maps than one sequence with the shorter history they have.
+    units
+        Units that the files do not state: --units.msl hPa
+    select
+        One value of an extra dimension: --select.number 0
+    tracking_uri
+        Where the model is registered; by default MLFLOW_TRACKING_URI, else mlflow.db here.
+    """
+    if not inputs:
+        raise InputError("INPUT", "at least one file, glob or store must be given", found="none")
+    from medicane import experiments, pipeline
+
+    tracking = (
+        tracking_uri
+        or os.environ.get("MLFLOW_TRACKING_URI")
+        or experiments.default_tracking_uri(Path())
+    )
+    with _bar("detect") as progress:
+        done = pipeline.detect(
+            inputs,
+            model=model,
+            out=out,
+            mode=mode,
+            threshold=threshold,
+            allow_short=allow_short,
+            units=units,
+            select=select,
+            tracking=tracking,
+            progress=progress,
+        )
+    _say(_account(done))
+
+
+@app.command
+def catalogue(*, csv: Annotated[bool, Parameter(negative=())] = False) -> None:
+    """List the bundled storms with their certainty and sources.
+
+    Example: medicane catalogue --csv > medicanes.csv
+
+    Parameters
+    ----------
+    csv
+        As CSV, readable as a catalogue.
+    """
+    from medicane.labels import bundled_catalogue
+
+    storms = bundled_catalogue()
+    if csv:
+        sys.stdout.write(storms.to_csv(index=False))
+        return
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(*storms.columns)
+    for row in storms.fillna("").astype(str).itertuples(index=False):
+        table.add_row(*row)
+    Console().print(table)
+
+
+def run_demo(out: Path, *, seed: int, steps: Steps | None = None) -> Demonstrated:
+    """Run the demo and tell what it made; the Prefect flows bring their own steps."""
+    from medicane import pipeline
+
+    done = pipeline.demo(out, seed=seed, steps=steps, announce=lambda name: _say(f"· {name}"))
+    told = ", ".join(f"{name} {seconds:.0f}" for name, seconds in done.seconds.items())
+    _say(
+        f"\n{done.evaluated.table}\n\n"
+        f"seconds    {told}; in all {sum(done.seconds.values()):.0f}\n"
+        f"model      {done.trained.model_uri} (alias challenger)\n"
+        f"MLflow run {done.trained.run_page or done.trained.run_id}\n"
+        f"           mlflow ui --backend-store-uri {done.trained.tracking_uri}\n"
+        f"{_account(done.detected)}\n"
+        f"report     {done.evaluated.report}"
+    )
+    return done
+
+
+def main() -> None:
+    """The command ``medicane``."""
+    run(app)
+
+
+def run(application: App, argv: Sequence[str] | None = None) -> None:
+    """Run one command of an application and exit with its status."""
+    words = list(sys.argv[1:] if argv is None else argv)
+    debug = "--debug" in words
+
+    def command() -> object:
+        return application(
+            [word for word in words if word != "--debug"],
+            exit_on_error=False,
+            print_error=False,
+            result_action="return_value",
+        )
+
+    sys.exit(_status(command, debug=debug))
+
+
+def _status(command: Callable[[], object], *, debug: bool) -> int:
+    """Run a command; bad input becomes one line and 2, anything else one line and 1."""
+    for name, value in (("TF_CPP_MIN_LOG_LEVEL", "2"), ("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")):
+        os.environ.setdefault(name, value)
+    logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s", stream=sys.stderr)
+    for noisy in ("mlflow", "alembic"):
+        logging.getLogger(noisy).setLevel(logging.WARNING)
+    try:
+        command()
+    except InputError as error:
+        if debug:
+            raise
+        sys.stderr.write(f"medicane: {error}\n")
+        return 2
+    except CycloptsError as error:
+        if debug:
+            raise
+        sys.stderr.write(f"medicane: {' '.join(str(error).split())} (see --help)\n")
+        return 2
+    except KeyboardInterrupt:
+        sys.stderr.write("medicane: interrupted; what was committed stays, run again to go on\n")
+        return 130
+    except Exception as error:
+        if debug:
+            raise
+        told = (str(error).strip().splitlines() or [""])[0]
+        sys.stderr.write(f"medicane: internal failure: {type(error).__name__}: {told} (--debug shows where)\n")
+        return 1
+    return 0
+
+
+def _account(done: Detected) -> str:
+    skipped = (
+        f", {done.n_skipped} not later than the last detection and left as they were"
+        if done.n_skipped
+        else ""
+    )
+    return (
+        f"detections {done.detections}: {done.n_maps} maps ({done.n_new} new{skipped})\n"
+        f"events     {done.events}: {done.n_events}"
+    )
+
+
+def _say(text: str) -> None:
+    sys.stdout.write(text + "\n")
+    sys.stdout.flush()
+
+
+@contextmanager
+def _bar(name: str) -> Iterator[Progress | None]:
+    """A progress bar on a terminal, silence elsewhere."""
+    if not sys.stderr.isatty():
+        yield None
+        return
+    from rich.console import Console
+    from rich import progress as rich_progress
+
+    columns = (
+        rich_progress.TextColumn(name),
+        rich_progress.BarColumn(),
+        rich_progress.MofNCompleteColumn(),
+        rich_progress.TimeRemainingColumn(),
+    )
+    with rich_progress.Progress(*columns, console=Console(stderr=True)) as bar:
+        task = bar.add_task(name, total=None)
+        yield lambda done, total: bar.update(task, completed=done, total=total)
