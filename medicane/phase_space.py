@@ -128,8 +128,8 @@ def phase_space_of_points(
     area
         Weight of each point in B and in the cover, shape (point,) or (n, point).
     bearing
-        Degrees clockwise from north as seen from the centre, shape (point,) or (n, point); NaN is
-        on neither side.
+        Degrees clockwise from north as seen from the centre, shape (point,) or (n, point); NaN at
+        the centre itself.
     disc_area
         What `area` sums to over a whole disc.
     heading
@@ -155,8 +155,9 @@ def phase_space_of_points(
         tried = tried[:, :1]
     # (n, heading, point): the sine is positive to the right of the motion
     side = np.sin(np.radians(np.atleast_2d(bearing)[:, None] - tried[:, :, None]))
-    right = np.where(side > 1e-9, weight[:, None], 0.0)
-    left = np.where(side < -1e-9, weight[:, None], 0.0)
+    # A point on the line of motion (the centre among them) is half on either side.
+    share = np.heaviside(np.round(np.nan_to_num(side), 9), 0.5)
+    right, left = weight[:, None] * share, weight[:, None] * (1 - share)
     with np.errstate(invalid="ignore", divide="ignore"):
         b = (right * thickness[:, None]).sum(2) / right.sum(2) - (
             left * thickness[:, None]
@@ -224,7 +225,6 @@ def phase_space(
         flat,
         levels=p,
         area=np.broadcast_to(cell_area[:, None], inside.shape)[inside],
-        # The centre itself is on neither side: a bearing of NaN fails both comparisons.
         bearing=np.where(away > 1e-6, bearing, np.nan)[inside],
         disc_area=float(np.pi * radius_km**2),
         heading=np.full(flat.shape[0], np.nan if heading_deg is None else heading_deg),
