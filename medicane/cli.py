@@ -101,7 +101,7 @@ def synth(
         ) from None
     with _bar("synth") as progress:
         files = pipeline.synthesise(out, sea, progress=progress)
-    _say(f"grids      {files.grids}\nstorms     {files.catalogue}\ntruth      {files.truth}")
+    _say(f"grids      {files.grids_glob}\nstorms     {files.catalogue}\ntruth      {files.truth}")
 
 
 @app.command
