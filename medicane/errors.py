@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 
 class InputError(ValueError):
     """Bad input, told in one line: where, which law it breaks, what was found.
@@ -20,3 +22,13 @@ class InputError(ValueError):
         if found is not None:
             message += f"; found {found}"
         super().__init__(" ".join(message.split()))
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        # Rebuilt from its one line: worker processes send their errors pickled.
+        return _restored, (type(self), str(self))
+
+
+def _restored(kind: type[InputError], message: str) -> InputError:
+    error = kind.__new__(kind, message)
+    error.args = (message,)
+    return error

@@ -1,0 +1,295 @@
+"""The axes of a dataset of maps: valid times, pressure levels, latitude and longitude.
+
+Each function takes a dataset, brings one axis to the contract and returns a new dataset, lazily.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import xarray as xr
+
+from medicane import config, names, remap
+from medicane.errors import InputError
+
+#: Dimensions of a forecast beside its valid time.
+STEP_NAMES = ("step", "forecast_period", "leadtime", "lead_time", "prediction_timedelta")
+RUN_NAMES = ("forecast_reference_time", "reference_time", "init_time")
+VALID_NAMES = names.COORDINATE_ALIASES[names.TIME]
+TIME_LIKE = (names.TIME, *VALID_NAMES, *RUN_NAMES, *STEP_NAMES)
+
+ATTRIBUTES: dict[str, dict[str, str]] = {
+    names.TIME: {"standard_name": "time", "axis": "T"},
+    names.LATITUDE: {"standard_name": "latitude", "units": "degrees_north", "axis": "Y"},
+    names.LONGITUDE: {"standard_name": "longitude", "units": "degrees_east", "axis": "X"},
+    names.LEVEL: {"standard_name": "air_pressure", "units": "hPa", "axis": "Z", "positive": "down"},
+}
+
+
+def axis_name(ds: xr.Dataset | xr.DataArray, name: str) -> str | None:
+    """How `ds` spells one of our axes, or None."""
+    spelt = (name, *names.COORDINATE_ALIASES[name])
+    return next((n for n in spelt if n in ds.coords or n in ds.dims), None)
+
+
+def has_horizontal(ds: xr.Dataset | xr.DataArray) -> bool:
+    """Whether both latitude and longitude are there, in whatever spelling."""
+    return all(axis_name(ds, axis) is not None for axis in (names.LATITUDE, names.LONGITUDE))
+
+
+# Time ------------------------------------------------------------------------------------------
+
+
+def with_valid_times(ds: xr.Dataset, where: str) -> xr.Dataset:
+    """One dimension ``time`` with the times that the maps are valid at, strictly increasing.
+
+    Forecasts (a run and its steps) become valid times. Calendars other than the standard one keep
+    their ``cftime`` objects.
+
+    Raises
+    ------
+    InputError
+        If there is no time, more than one time dimension, a time axis that is not CF, or a time
+        that repeats or goes backward.
+    """
+    along = [str(d) for d in ds.dims if d in TIME_LIKE]
+    if len(along) > 1:
+        ds = ds.isel({d: 0 for d in along if ds.sizes[d] == 1})
+        along = [d for d in along if d in ds.dims]
+    if len(along) > 1:
+        raise InputError(
+            where, "maps must follow one time dimension: give one forecast run", found=along
+        )
+    times = _valid(ds, where)
+    dimension = along[0] if along else names.TIME
+    values = np.atleast_1d(times.values)
+    if times.ndim > 1 or values.size != ds.sizes.get(dimension, 1):
+        raise InputError(
+            where, "each map must have one valid time", found=f"times of shape {times.shape}"
+        )
+    # Run, step, expver along time: said by the valid time, or of no use to a map.
+    spent = [n for n, c in ds.coords.items() if n in TIME_LIKE or dimension in c.dims]
+    ds = ds.drop_vars(spent)
+    if not along:
+        maps = [n for n in ds.data_vars if n != "lsm"]
+        ds = ds.assign({n: ds[n].expand_dims(names.TIME) for n in maps})
+    elif dimension != names.TIME:
+        ds = ds.rename({dimension: names.TIME})
+    checked = _checked_times(values, where)
+    return ds.assign_coords({names.TIME: (names.TIME, checked, ATTRIBUTES[names.TIME])})
+
+
+def _valid(ds: xr.Dataset, where: str) -> xr.Variable:
+    """Valid times, from whichever of valid time, run and step there are."""
+    valid = next((n for n in VALID_NAMES if n in ds.coords), None)
+    if valid is not None:
+        return ds[valid].variable
+    step = next((n for n in STEP_NAMES if n in ds.coords), None)
+    run = next((n for n in RUN_NAMES if n in ds.coords), None)
+    if names.TIME in ds.coords:
+        time = ds[names.TIME]
+        standard = time.attrs.get("standard_name")
+        if step is None or standard == "time" or (run is not None and standard is None):
+            return time.variable
+        if standard is None and step not in ds.dims and np.any(_duration(ds[step], where).values):
+            raise InputError(
+                f"{where}: time",
+                "with a step, the standard_name of time must say which it is: time or "
+                "forecast_reference_time",
+                found="none",
+            )
+        run = names.TIME
+    if run is None or step is None:
+        raise InputError(where, "maps must have a time coordinate", found=_listed(ds.coords))
+    return ds[run].variable + _duration(ds[step], where)
+
+
+def _duration(step: xr.DataArray, where: str) -> xr.Variable:
+    if np.issubdtype(step.dtype, np.timedelta64):
+        return step.variable
+    unit = str(step.attrs.get("units", "")).strip().lower()
+    seconds = {"h": 3600, "hour": 3600, "hours": 3600, "minutes": 60, "seconds": 1, "days": 86400}
+    if unit not in seconds:
+        raise InputError(
+            f"{where}: {step.name}",
+            f"units must be one of {', '.join(seconds)}",
+            found=repr(step.attrs.get("units")),
+        )
+    values = np.round(step.values * seconds[unit]).astype("timedelta64[s]")
+    return xr.Variable(step.dims, values.astype("timedelta64[ns]"))
+
+
+def _checked_times(values: np.ndarray, where: str) -> np.ndarray:
+    at = f"{where}: time"
+    if not values.size:
+        raise InputError(at, "at least one map is needed", found="none")
+    if np.issubdtype(values.dtype, np.datetime64):
+        values = values.astype("datetime64[ns]")  # pandas 3 makes [us], files decode to [ns]
+        if np.isnat(values).any():
+            raise InputError(
+                at, "every map must have a time", found=f"none at map {np.isnat(values).argmax()}"
+            )
+    elif values.dtype != object or not hasattr(values[0], "calendar"):
+        raise InputError(at, "must be a CF time axis ('hours since …')", found=f"{values[0]!r}")
+    backward = np.flatnonzero(values[1:] <= values[:-1])
+    if backward.size:
+        earlier, later = values[backward[0]], values[backward[0] + 1]
+        kind = "a repeated" if later == earlier else "a step backward:"
+        found = f"{kind} {_told(later)} after {_told(earlier)}"
+        raise InputError(at, "times must strictly increase", found=found)
+    return values
+
+
+def _told(time: Any) -> str:
+    return str(time).removesuffix(".000000000")
+
+
+def _listed(items: Any) -> str:
+    return ", ".join(sorted(map(str, items))) or "none"
+
+
+# Levels ----------------------------------------------------------------------------------------
+
+
+def level_units(values: np.ndarray, stated: str | None) -> str | None:
+    """Units of pressure levels: as stated, else told by their size, else None.
+
+    No pressure in the atmosphere exceeds 1100 hPa, and maps above 20 hPa hold no cyclone.
+    """
+    if stated or not values.size:
+        return stated
+    return "hPa" if values.max() <= 1100 else "Pa" if values.min() >= 2000 else None
+
+
+def with_levels(ds: xr.Dataset, raw: str, hpa: np.ndarray, where: str) -> xr.Dataset:
+    """The level axis `raw` as ``pressure_level`` with the values `hpa`, from the surface up."""
+    if len(set(hpa.tolist())) != hpa.size:
+        raise InputError(f"{where}: {raw}", "levels must not repeat", found=hpa.tolist())
+    on_levels = [n for n in ds.data_vars if names.VARIABLES[str(n)].on_levels]
+    if raw not in ds.dims:
+        ds = ds.drop_vars(raw)
+        level = xr.Variable(names.LEVEL, hpa, ATTRIBUTES[names.LEVEL])
+        return ds.assign({n: ds[n].expand_dims({names.LEVEL: level}) for n in on_levels})
+    flat = [n for n in ds.data_vars if raw in ds[n].dims and n not in on_levels]
+    if flat and hpa.size > 1:
+        raise InputError(f"{where}: {flat[0]}", "must not be on levels", found=f"{hpa.size} levels")
+    ds = ds.assign({n: ds[n].isel({raw: 0}, drop=True) for n in flat})
+    ds = ds.rename({raw: names.LEVEL}) if raw != names.LEVEL else ds
+    ds = ds.assign_coords({names.LEVEL: (names.LEVEL, hpa, ATTRIBUTES[names.LEVEL])})
+    if (np.diff(hpa) < 0).all():
+        return ds
+    upward = slice(None, None, -1) if (np.diff(hpa) > 0).all() else np.argsort(-hpa)
+    return ds.isel({names.LEVEL: upward})
+
+
+# Latitude and longitude ------------------------------------------------------------------------
+
+
+def with_horizontal(ds: xr.Dataset, where: str) -> xr.Dataset:
+    """The dimensions ``latitude`` (descending) and ``longitude`` (ascending as the data run).
+
+    Raises
+    ------
+    InputError
+        If the grid is not regular: evenly spaced 1-D latitudes and longitudes in degrees.
+    """
+    law = "the grid must have evenly spaced 1-D latitudes and longitudes in degrees"
+    if not has_horizontal(ds):
+        raise InputError(where, law, found=f"dimensions {', '.join(map(str, ds.dims))}")
+    for axis in (names.LATITUDE, names.LONGITUDE):
+        raw = axis_name(ds, axis)
+        assert raw is not None
+        if raw not in ds.coords or ds[raw].ndim != 1:
+            shape = f"dimensions {ds[raw].dims}" if raw in ds.coords else "no coordinate"
+            raise InputError(f"{where}: {raw}", law, found=shape)
+        if raw not in ds.dims:
+            ds = ds.swap_dims({ds[raw].dims[0]: raw})
+        ds = ds.rename({raw: axis}) if raw != axis else ds
+        values = _even(ds[axis], f"{where}: {raw}", law)
+        if (axis == names.LATITUDE) == (values[1] > values[0]):
+            ds, values = ds.isel({axis: slice(None, None, -1)}), values[::-1]
+        ds = ds.assign_coords({axis: (axis, values, ATTRIBUTES[axis])})
+    return ds
+
+
+def _even(coordinate: xr.DataArray, where: str, law: str) -> np.ndarray:
+    """Evenly spaced degrees, without the noise of single precision."""
+    raw = np.asarray(coordinate.values)
+    if raw.size < 2 or raw.dtype.kind not in "iuf" or not np.isfinite(raw).all():
+        raise InputError(where, law, found=f"{raw.size} values of type {raw.dtype}")
+    units = str(coordinate.attrs.get("units", "degrees"))
+    limit = 90.0 if coordinate.name == names.LATITUDE else 540.0
+    if not units.startswith("degree") or np.abs(raw).max() > limit + 1e-3:
+        raise InputError(where, law, found=f"{raw[0]:g} to {raw[-1]:g} {units}")
+    values = np.round(raw.astype(np.float64), 4 if raw.dtype == np.float32 else 6)
+    step = np.diff(values).mean()
+    uneven = np.abs(values - np.linspace(values[0], values[-1], values.size)) > 0.01 * abs(step)
+    if step == 0 or uneven.any():
+        i = int(uneven.argmax())
+        raise InputError(where, law, found=f"uneven spacing near {values[i]:g}")
+    return values
+
+
+def cropped(
+    ds: xr.Dataset, domain: config.Domain | None, *, margin: float, where: str
+) -> xr.Dataset:
+    """The part of `ds` within `domain` and `margin` degrees around it; longitudes in [−180, 180).
+
+    The part may lie on both sides of the date origin of the data (0–360). Reads nothing.
+    """
+    slack = 1e-3
+    latitude = ds[names.LATITUDE].values
+    box = domain or config.Domain(north=90, south=-90, west=-180, east=179.999999)
+    rows = _within(latitude, box.south - margin - slack, box.north + margin + slack)
+    unwrapped = ds[names.LONGITUDE].values
+    step = remap.spacing(unwrapped)
+    count = min(unwrapped.size, round(360 / step))  # a closing 360 repeats 0
+    wrapped = np.round((unwrapped[:count] + 180) % 360 - 180, 6)
+    start = int(wrapped.argmin())
+    parts = [
+        slice(start + part.start, start + part.stop)
+        for part in [_within(wrapped[start:], box.west - margin - slack, box.east + margin + slack)]
+    ] + [_within(wrapped[:start], box.west - margin - slack, box.east + margin + slack)]
+    parts = [part for part in parts if part.stop > part.start]
+    if rows.stop <= rows.start or not parts:
+        raise InputError(
+            where,
+            f"the data must overlap the domain {_box(box)}",
+            found=f"latitudes {latitude[-1]:g} to {latitude[0]:g}, "
+            f"longitudes {unwrapped[0]:g} to {unwrapped[-1]:g}",
+        )
+    ds = ds.isel({names.LATITUDE: rows})
+    pieces = [
+        ds.isel({names.LONGITUDE: part}).assign_coords(
+            {names.LONGITUDE: (names.LONGITUDE, wrapped[part], ATTRIBUTES[names.LONGITUDE])}
+        )
+        for part in parts
+    ]
+    if len(pieces) == 1:
+        return pieces[0]
+    if pieces[1][names.LONGITUDE].values[0] - pieces[0][names.LONGITUDE].values[-1] > 1.01 * step:
+        raise InputError(
+            f"{where}: longitude",
+            "the area must not cross 180 degrees: give a domain on one side of it",
+            found=f"{unwrapped[0]:g} to {unwrapped[-1]:g}",
+        )
+    return xr.concat(
+        pieces,
+        dim=names.LONGITUDE,
+        data_vars="minimal",
+        coords="minimal",
+        compat="override",
+        join="exact",
+        combine_attrs="override",
+    )
+
+
+def _within(values: np.ndarray, low: float, high: float) -> slice:
+    """The contiguous run of a monotonic axis inside [low, high]."""
+    inside = np.flatnonzero((values >= low) & (values <= high))
+    return slice(int(inside[0]), int(inside[-1]) + 1) if inside.size else slice(0, 0)
+
+
+def _box(box: config.Domain) -> str:
+    return f"{box.south:g} to {box.north:g} N, {box.west:g} to {box.east:g} E"
