@@ -116,6 +116,11 @@ class CommittedGroup:
         self.length = int(time["shape"][0])
         self._end = self.length
 
+    @property
+    def written(self) -> int:
+        """Times written so far, committed or not."""
+        return self._end
+
     @classmethod
     def open(cls, path: Path) -> CommittedGroup | None:
         """The group at `path`, or None if there is none; what a killed writer left is cleared."""
