@@ -168,7 +168,8 @@ def _windows(columns: dict[str, list[str]], lines: list[int], where: str) -> pd.
         "end": end,
         "phase": _phases(columns, lines, where),
     }
-    return pd.DataFrame(known | {k: v for k, v in columns.items() if k not in known})
+    texts = {k: pd.Series(v, dtype=str) for k, v in columns.items() if k not in known}
+    return pd.DataFrame(known | texts).astype({"storm": str, "phase": str})
 
 
 def _numbers(
@@ -206,7 +207,7 @@ def _tracks(
             "lat": lat,
             "lon": (lon + 180) % 360 - 180,
         }
-    )
+    ).astype({"storm": str, "phase": str})
     points["strength"] = points["phase"].map({phase: k for k, phase in enumerate(PHASES)})
     if "mslp_hpa" in columns:
         texts = [text or "nan" for text in columns["mslp_hpa"]]
