@@ -23,6 +23,7 @@ from scipy.ndimage import uniform_filter1d
 from medicane import names
 from medicane.config import ChannelFormula
 from medicane.errors import InputError
+from medicane.standardise import land_sea_mask
 
 Fields = NDArray[np.floating[Any]]
 
@@ -260,10 +261,7 @@ def derive(ds: xr.Dataset, channels: Sequence[str | ChannelFormula]) -> xr.DataA
 def _field(ds: xr.Dataset, need: Need, *, where: str) -> xr.DataArray:
     variable, level = need
     if variable == "lsm" and "lsm" not in ds:
-        # Reading the global mask costs a second: only where it is needed.
-        from medicane.standardise import land_sea_mask
-
-        return land_sea_mask(ds[names.LATITUDE], ds[names.LONGITUDE])
+        return land_sea_mask(ds[names.LATITUDE].values, ds[names.LONGITUDE].values)
     # Standard data hold geopotential as height, whatever the file held.
     factor = names.G0 if variable == "z" and "z" not in ds else 1.0
     source = "zg" if factor != 1.0 else variable

@@ -136,6 +136,10 @@ class CommittedGroup:
             ) from None
         for litter in path.rglob("*.partial"):
             litter.unlink()
+        for name, committed in group._metadata.items():
+            # Arrays have metadata of their own: a killed writer's may be ahead of the commit.
+            if json.loads((path / name / _ROOT).read_text(encoding="utf-8")) != committed:
+                group._place(name)
         return group
 
     @classmethod

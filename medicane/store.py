@@ -157,7 +157,9 @@ def open_store(path: str | Path, *, chunks: Any = None, incomplete: bool = False
             "its preparation must have ended: run 'medicane prepare' again",
             found=f"{ds.sizes[names.TIME]} maps so far",
         )
-    return ds
+    # Zarr gives strings of variable width, which few libraries take; ids are few and short.
+    ids = np.asarray(ds["storm"].values, dtype=object).astype(str)
+    return ds.assign(storm=(names.TIME, ids, ds["storm"].attrs))
 
 
 def verify_store(path: str | Path) -> None:
@@ -411,7 +413,8 @@ def _check_whole(fields: NDArray[Any], times: NDArray[Any], told: list[str]) -> 
 
 
 def _land_sea_mask(ds: xr.Dataset) -> NDArray[np.float32]:
-    mask = ds["lsm"] if "lsm" in ds else land_sea_mask(ds[names.LATITUDE], ds[names.LONGITUDE])
+    at = ds[names.LATITUDE].values, ds[names.LONGITUDE].values
+    mask = ds["lsm"] if "lsm" in ds else land_sea_mask(*at)
     if names.TIME in mask.dims:
         mask = mask.isel({names.TIME: 0})
     return np.asarray(mask.transpose(names.LATITUDE, names.LONGITUDE).values, np.float32)

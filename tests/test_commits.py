@@ -144,6 +144,17 @@ def test_what_a_dead_writer_left_does_not_show(group, path):
     assert xr.open_zarr(path).label.values.tolist() == [0, 1, 0, 1, 0, 1, 9, 9, 9]
 
 
+def test_an_uncommitted_rewrite_of_a_dead_writer_does_not_show(group, path):
+    group.append(rows(6, 9))
+    group.rewrite("label", np.full(9, 7, np.int8))  # and never commits
+    again = CommittedGroup.open(path)
+    np.testing.assert_array_equal(again.read("label"), rows(0, 6)["label"])
+    np.testing.assert_array_equal(again.read("time"), np.arange(6))
+    again.append(rows(6, 8))
+    again.commit({})
+    np.testing.assert_array_equal(xr.open_zarr(path).label, rows(0, 8)["label"])
+
+
 def test_a_group_never_committed_is_begun_anew(path):
     CommittedGroup.create(path, PLANS).append(rows(0, 6))
     assert CommittedGroup.open(path) is None

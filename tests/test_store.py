@@ -1,0 +1,634 @@
+"""The map store: the right maps, the same bytes however it came about, and nothing lost."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import xarray as xr
+
+from medicane import names, store
+from medicane.channels import derive
+from medicane.commits import sole_writer
+from medicane.config import Config, make_config
+from medicane.errors import InputError
+from medicane.grids import open_grids
+from medicane.standardise import standardise
+from medicane.store import open_store, verify_store, write_store
+
+LATITUDE = np.arange(44.0, 33.9, -0.5)
+LONGITUDE = np.arange(0.0, 12.1, 0.5)
+LEVELS = np.array([1000, 900, 850, 700, 600, 500, 400, 300.0])
+START = np.datetime64("2001-01-01", "ns")
+CATALOGUE = "storm,start,end,phase\nnuma,2001-01-05T00:00,2001-01-06T00:00,medicane\n"
+
+
+def era5(first: int, last: int, *, step: int = 6, levels: bool = True) -> xr.Dataset:
+    """Maps of the ERA5 dialect with one travelling low; a function of the hour alone."""
+    hours = np.arange(first, last) * step
+    rng = [np.random.default_rng(int(h)) for h in hours]
+    lat, lon = LATITUDE[:, None], LONGITUDE
+    msl, z, wind = [], [], []
+    for h, random in zip(hours, rng, strict=True):
+        away = np.hypot(lat - 39 - 2 * np.sin(h / 60), (lon - 2 - h / 24 % 8) * 0.78)
+        core = np.exp(-((away / 1.2) ** 1.5))
+        msl.append(101_000 - 1_400 * core + random.normal(0, 3, core.shape))
+        warm = np.sin(h / 40)
+        heights = 8_000 * np.log(1013 / LEVELS)[:, None, None]
+        change = -110 + 40 * warm * np.log(1000 / LEVELS)[:, None, None]
+        z.append((heights + change * core + random.normal(0, 0.5, (8, *core.shape))) * names.G0)
+        wind.append(random.normal(0, 8, (2, *core.shape)))
+    flat = ("valid_time", "latitude", "longitude")
+    fields = {
+        "msl": (flat, np.float32(msl), {"units": "Pa"}),
+        "u10": (flat, np.float32(wind)[:, 0], {"units": "m s**-1"}),
+        "v10": (flat, np.float32(wind)[:, 1], {"units": "m s**-1"}),
+    }
+    if levels:
+        deep = ("valid_time", "pressure_level", *flat[1:])
+        fields["z"] = (deep, np.float32(z), {"units": "m**2 s**-2"})
+    return xr.Dataset(
+        fields,
+        {
+            "valid_time": START + hours.astype("timedelta64[h]"),
+            "pressure_level": ("pressure_level", LEVELS, {"units": "hPa"}),
+            "latitude": ("latitude", LATITUDE, {"units": "degrees_north"}),
+            "longitude": ("longitude", LONGITUDE, {"units": "degrees_east"}),
+        },
+    )
+
+
+@pytest.fixture(scope="session")
+def sea(tmp_path_factory) -> Path:
+    """Three files of 60 maps, and a catalogue."""
+    folder = tmp_path_factory.mktemp("sea")
+    for i in range(3):
+        era5(60 * i, 60 * (i + 1)).to_netcdf(folder / f"{i}.nc")
+    (folder / "storms.csv").write_text(CATALOGUE)
+    return folder
+
+
+def recipe(folder: Path, out: Path, files: str = "*.nc", **options: object) -> Config:
+    label = options.pop("label", {})
+    data = {
+        "grids": str(folder / files),
+        "catalogue": str(folder / "storms.csv"),
+        "store": str(out),
+        **options,
+    }
+    return make_config({"schema_version": 1, "data": data, "label": label})
+
+
+@pytest.fixture(autouse=True)
+def small_blocks(monkeypatch):
+    """Several blocks in a short record."""
+    monkeypatch.setattr(store, "BLOCK", 48)
+
+
+@pytest.fixture
+def out(tmp_path: Path) -> Path:
+    return tmp_path / "maps.zarr"
+
+
+def content(path: Path) -> dict[str, bytes]:
+    """Every file of a store but the root, and the root without what names files and folders."""
+    files = {
+        str(p.relative_to(path)): p.read_bytes()
+        for p in sorted(path.rglob("*"))
+        if p.is_file() and p != path / "zarr.json"
+    }
+    root = json.loads((path / "zarr.json").read_text())
+    for key in ("source_files", "catalogue"):
+        del root["attributes"][key]
+    return {**files, "root": json.dumps(root, sort_keys=True).encode()}
+
+
+@pytest.fixture(scope="session")
+def whole(sea, tmp_path_factory) -> Path:
+    """The store of all three files, prepared undisturbed; not to be changed."""
+    path = tmp_path_factory.mktemp("whole") / "maps.zarr"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(store, "BLOCK", 48)
+        write_store(recipe(sea, path))
+    return path
+
+
+# --- what it holds -----------------------------------------------------------------------------
+
+
+def test_one_line_of_xarray_opens_what_the_contract_says(whole, sea):
+    ds = xr.open_zarr(whole)
+    assert ds["maps"].dims == ("time", "channel", "latitude", "longitude")
+    assert ds["maps"].dtype == np.float32
+    assert ds["medicane"].dtype == np.int8
+    assert ds.latitude.values.tolist() == LATITUDE.tolist()
+    assert ds.longitude.values.tolist() == LONGITUDE.tolist()
+    assert (np.diff(ds.time.values) == np.timedelta64(6, "h")).all()
+    assert ds.sizes["time"] == 180
+    assert [str(c) for c in ds.channel.values] == list(names.DEFAULT_CHANNELS)
+    attrs = ds.attrs
+    assert attrs["schema_version"] == 1
+    assert json.loads(attrs["source_files"]) == [str(sea / f"{i}.nc") for i in range(3)]
+    assert len(attrs["content_digest"]) == 64
+    assert json.loads(attrs["label_definition"])["radius_km"] == 200
+    assert json.loads(attrs["channels"])[0]["formula"] == "local(msl, 8)"
+    assert attrs["software_version"]
+    assert (attrs["step_hours"], attrs["degrees"], attrs["complete"]) == (6, 0.5, 1)
+    assert ds["medicane"].attrs["flag_meanings"] == "not_medicane medicane unknown"
+
+
+def test_maps_are_the_channels_of_the_standard_maps(whole, sea):
+    config = recipe(sea, whole)
+    raw = open_grids(str(sea / "*.nc"))
+    ds = standardise(raw, domain=config.data.domain, degrees=0.5)
+    expected = derive(ds, config.data.channels).compute()
+    got = open_store(whole)["maps"]
+    np.testing.assert_allclose(got.values, expected.values, rtol=1e-5, atol=1e-3)
+    np.testing.assert_array_equal(got.time.values, expected.time.values)
+
+
+def test_labels_follow_the_catalogue(whole):
+    ds = open_store(whole)
+    inside = (ds.time >= np.datetime64("2001-01-05")) & (ds.time <= np.datetime64("2001-01-06"))
+    np.testing.assert_array_equal(ds.medicane.values, inside.astype(int))
+    np.testing.assert_array_equal(ds.storm.values == "numa", inside)
+
+
+def test_lows_follow_the_travelling_low(whole):
+    ds = open_store(whole).load()
+    hours = (ds.time.values - START) / np.timedelta64(1, "h")
+    assert np.isfinite(ds.low_msl).mean() > 0.5
+    found = np.isfinite(ds.low_latitude.values)
+    east = 2 + hours / 24 % 8
+    assert np.abs(ds.low_longitude.values - east)[found].max() < 0.6
+    assert 985 < float(ds.low_msl.min()) < float(ds.low_msl.max()) < 1005
+    warm = np.sin(hours / 40)[found]
+    held = np.isfinite(ds.vtl.values[found])
+    assert np.corrcoef(warm[held], ds.vtl.values[found][held])[0, 1] > 0.9
+
+
+def test_without_heights_there_are_no_lows(tmp_path, out, caplog):
+    era5(0, 20, levels=False).to_netcdf(tmp_path / "a.nc")
+    (tmp_path / "storms.csv").write_text(CATALOGUE)
+    summary = write_store(recipe(tmp_path, out, channels=["msl", "u10"]))
+    assert not summary.has_lows
+    assert "vtl" not in open_store(out)
+    assert "no phase space" in caplog.text
+    verify_store(out)
+
+
+def test_without_a_catalogue_every_label_is_unknown(sea, out):
+    summary = write_store(recipe(sea, out, "0.nc", catalogue=None))
+    assert summary.n_unknown == 60
+    assert (open_store(out).medicane == -1).all()
+
+
+def test_the_summary_tells_what_was_done(sea, out):
+    calls = []
+    summary = write_store(recipe(sea, out, "0.nc"), progress=lambda *call: calls.append(call))
+    assert summary.store == str(out)
+    assert (summary.n_maps, summary.n_new, summary.n_medicane) == (60, 60, 5)
+    assert (summary.first, summary.last) == ("2001-01-01T00:00", "2001-01-15T18:00")
+    assert summary.digest == open_store(out).attrs["content_digest"]
+    assert calls == [(48, 60), (60, 60)]
+
+
+def test_an_own_channel_and_a_coarser_grid(sea, out):
+    own = {"name": "gale", "formula": "speed(u10, v10) - 17", "units": "m s-1"}
+    write_store(recipe(sea, out, "0.nc", channels=["msl", own], degrees=1.0))
+    ds = open_store(out)
+    assert ds.sizes["channel"] == 2
+    assert np.allclose(np.diff(ds.latitude), -1)
+    assert json.loads(ds.attrs["channels"])[1]["units"] == "m s-1"
+
+
+# --- resuming and appending --------------------------------------------------------------------
+
+
+def test_the_blocks_leave_no_trace(sea, whole, tmp_path, monkeypatch):
+    for block in (24, 500):
+        monkeypatch.setattr(store, "BLOCK", block)
+        path = tmp_path / f"{block}.zarr"
+        write_store(recipe(sea, path))
+        assert content(path) == content(whole)
+
+
+def test_appending_in_parts_equals_one_go(sea, whole, out):
+    write_store(recipe(sea, out, "0.nc"))
+    second = write_store(recipe(sea, out, "[01].nc"))
+    assert (second.n_maps, second.n_new) == (120, 60)
+    write_store(recipe(sea, out))
+    assert content(out) == content(whole)
+
+
+def test_appending_the_new_file_alone_equals_one_go(sea, whole, out):
+    for i in range(3):
+        write_store(recipe(sea, out, f"{i}.nc"))
+    assert content(out) == content(whole)
+    assert json.loads(open_store(out).attrs["source_files"]) == [
+        str(sea / f"{i}.nc") for i in range(3)
+    ]
+
+
+def test_one_map_at_a_time_equals_one_go(tmp_path):
+    (tmp_path / "storms.csv").write_text(CATALOGUE)
+    for i in range(8):
+        era5(i, i + 1).to_netcdf(tmp_path / f"{i}.nc")
+        write_store(recipe(tmp_path, tmp_path / "grown.zarr", f"{i}.nc"))
+    write_store(recipe(tmp_path, tmp_path / "once.zarr", "*.nc"))
+    assert content(tmp_path / "grown.zarr") == content(tmp_path / "once.zarr")
+
+
+def test_a_rerun_changes_nothing(sea, whole, tmp_path):
+    path = tmp_path / "maps.zarr"
+    shutil.copytree(whole, path)
+    before = {p: p.stat().st_mtime_ns for p in path.rglob("*")}
+    summary = write_store(recipe(sea, path))
+    assert (summary.n_new, summary.n_maps, summary.relabelled) == (0, 180, False)
+    assert {p: p.stat().st_mtime_ns for p in path.rglob("*")} == before
+
+
+PREPARE = """
+import sys, json
+from medicane import store
+from medicane.config import make_config
+store.BLOCK = 24
+done = store.write_store(make_config(json.loads(sys.argv[1])),
+                         progress=lambda n, total: print(n, flush=True))
+print("end", flush=True)
+"""
+
+
+def start(config: Config) -> subprocess.Popen[str]:
+    values = config.model_dump(mode="json", exclude_unset=True)
+    return subprocess.Popen(
+        [sys.executable, "-c", PREPARE, json.dumps(values)], stdout=subprocess.PIPE, text=True
+    )
+
+
+@pytest.mark.parametrize("moment", [0.0, 0.02, 0.05])
+def test_killed_and_run_again_equals_undisturbed(sea, whole, out, moment):
+    process = start(recipe(sea, out))
+    assert process.stdout is not None
+    assert process.stdout.readline() == "24\n"
+    time.sleep(moment)  # into the computing, or the writing, of a later block
+    os.kill(process.pid, signal.SIGKILL)
+    process.communicate()
+    assert process.returncode == -signal.SIGKILL
+    with pytest.raises(InputError, match=r"its preparation must have ended: .* maps so far"):
+        open_store(out)
+    partial = open_store(out, incomplete=True)
+    n = partial.sizes["time"]
+    assert 24 <= n < 180
+    np.testing.assert_array_equal(partial["maps"].values, open_store(whole)["maps"][:n].values)
+    verify_store(out)
+    summary = write_store(recipe(sea, out))
+    assert summary.n_new == 180 - n
+    assert content(out) == content(whole)
+
+
+def test_killed_before_the_first_commit_leaves_nothing_of_that_name(sea, out, monkeypatch):
+    def stop(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("medicane.commits.CommittedGroup.commit", stop)
+    with pytest.raises(KeyboardInterrupt):
+        write_store(recipe(sea, out, "0.nc"))
+    assert not out.exists()
+    monkeypatch.undo()
+    write_store(recipe(sea, out, "0.nc"))
+    assert sorted(p.name for p in out.parent.iterdir()) == [".maps.zarr.lock", "maps.zarr"]
+
+
+def test_a_reader_beside_the_writer_sees_a_whole_beginning(sea, whole, out):
+    truth = open_store(whole).load()
+    process = start(recipe(sea, out))
+    lengths = set()
+    while process.poll() is None:
+        if not out.exists():
+            time.sleep(0.01)
+            continue
+        ds = open_store(out, incomplete=True)
+        n = ds.sizes["time"]
+        np.testing.assert_array_equal(ds["maps"][n - 3 :].values, truth["maps"][n - 3 : n].values)
+        np.testing.assert_array_equal(ds["medicane"].values, truth["medicane"][:n].values)
+        lengths.add(n)
+    assert process.returncode == 0
+    assert len(lengths) > 2
+    assert max(lengths) <= 180
+
+
+def test_a_second_writer_is_refused_and_the_first_goes_on(sea, out):
+    config = recipe(sea, out, "0.nc")
+    with sole_writer(out), pytest.raises(InputError, match="one process at a time writes a store"):
+        write_store(config)
+    assert write_store(config).n_maps == 60
+
+
+# --- labels ------------------------------------------------------------------------------------
+
+
+def test_a_new_catalogue_relabels_the_old_maps(sea, whole, tmp_path):
+    path = tmp_path / "maps.zarr"
+    shutil.copytree(whole, path)
+    reader = xr.open_zarr(path, chunks=None)
+    other = tmp_path / "other.csv"
+    other.write_text(CATALOGUE + "rolf,2001-01-10T00:00,2001-01-10T12:00,unknown\n")
+    summary = write_store(recipe(sea, path, catalogue=str(other)))
+    assert summary.relabelled
+    assert (summary.n_new, summary.n_unknown) == (0, 3)
+    assert summary.digest != open_store(whole).attrs["content_digest"]
+    now = open_store(path)
+    assert set(now.storm.values[now.medicane.values == -1]) == {"rolf"}
+    assert (reader.medicane.values != -1).all()  # opened before: sees what was then
+    assert now.attrs["maps_digest"] == open_store(whole).attrs["maps_digest"]
+    verify_store(path)
+    back = write_store(recipe(sea, path))
+    assert back.digest == open_store(whole).attrs["content_digest"]
+
+
+def test_new_maps_and_new_labels_come_together(sea, whole, out, tmp_path):
+    other = tmp_path / "other.csv"
+    other.write_text("storm,start,end\nrolf,2001-01-10,2001-01-10\n")
+    write_store(recipe(sea, out, "0.nc", catalogue=str(other)))
+    summary = write_store(recipe(sea, out))
+    assert summary.relabelled
+    assert summary.digest == open_store(whole).attrs["content_digest"]
+
+
+# --- digest ------------------------------------------------------------------------------------
+
+
+def test_the_digest_tells_content_and_not_place(sea, whole, tmp_path):
+    moved = tmp_path / "elsewhere"
+    shutil.copytree(sea, moved)
+    summary = write_store(recipe(moved, tmp_path / "maps.zarr"))
+    assert summary.digest == open_store(whole).attrs["content_digest"]
+
+
+def test_the_digest_knows_the_label_definition(sea, out, tmp_path):
+    one = write_store(recipe(sea, out, "0.nc"))
+    two = write_store(recipe(sea, tmp_path / "b.zarr", "0.nc", label={"vtl_min": 1.0}))
+    assert one.digest != two.digest
+
+
+def test_verify_finds_one_changed_bit(whole, tmp_path):
+    path = tmp_path / "maps.zarr"
+    shutil.copytree(whole, path)
+    verify_store(path)
+    chunk = path / "maps" / "c" / "2" / "0" / "0" / "0"
+    raw = bytearray(chunk.read_bytes())
+    raw[1000] ^= 1
+    chunk.write_bytes(raw)
+    with pytest.raises(InputError, match="must have the digest"):
+        verify_store(path)
+
+
+# --- what is refused ---------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("options", "law"),
+    [
+        ({"channels": ["msl", "u10"]}, r'another recipe \(channels: \["msl_local", .*; found chan'),
+        ({"degrees": 1.0}, r"another recipe \(degrees: 0.5\); .* found degrees: 1.0"),
+        ({"domain": {"north": 43}}, r'\(domain: {"north": 48.0}\); .* found domain: {"north": 43'),
+        ({"step_hours": 12}, r"another recipe \(step_hours: 6\)"),
+        ({"label": {"b_max_m": 10}}, r'\(label: {"b_max_m": 20.0}\)'),
+    ],
+)
+def test_another_recipe_is_refused_and_the_store_untouched(sea, whole, tmp_path, options, law):
+    path = tmp_path / "maps.zarr"
+    shutil.copytree(whole, path)
+    with pytest.raises(InputError, match=law):
+        write_store(recipe(sea, path, **options))
+    assert content(path) == content(whole)
+
+
+def test_a_smaller_area_of_the_data_is_another_recipe(sea, whole, tmp_path):
+    path = tmp_path / "maps.zarr"
+    shutil.copytree(whole, path)
+    era5(180, 190).isel(latitude=slice(2, None)).to_netcdf(tmp_path / "3.nc")
+    config = recipe(tmp_path, path, "3.nc", catalogue=str(sea / "storms.csv"))
+    with pytest.raises(InputError, match=r"latitude: 21 values\); .* found latitude: 19 values"):
+        write_store(config)
+
+
+def test_a_map_before_the_last_is_refused(sea, out, tmp_path):
+    write_store(recipe(sea, out, "1.nc"))
+    with pytest.raises(
+        InputError,
+        match=r"after the last one stored \(2001-01-30T18:00\); .* found a map at 2001-01-01",
+    ):
+        write_store(recipe(sea, out))
+    assert open_store(out).sizes["time"] == 60
+
+
+def test_changed_grids_are_refused(sea, out, tmp_path):
+    for i in range(2):
+        shutil.copy(sea / f"{i}.nc", tmp_path)
+    config = recipe(tmp_path, out, "*.nc", catalogue=str(sea / "storms.csv"))
+    write_store(config)
+    changed = era5(60, 120)
+    changed["u10"] = changed["u10"] + 1
+    changed.to_netcdf(tmp_path / "1.nc")
+    with pytest.raises(InputError, match=r"found another map of channel u10 at 2001-01-30T18:00"):
+        write_store(config)
+
+
+def spoilt(folder: Path, field: str, **where: object) -> None:
+    ds = era5(0, 60)
+    ds[field].loc[where] = np.nan
+    ds.to_netcdf(folder / "0.nc")
+    (folder / "storms.csv").write_text(CATALOGUE)
+
+
+@pytest.mark.parametrize(
+    ("field", "told"),
+    [
+        ("u10", "channel u10"),
+        ("msl", "channel msl_local"),
+        ("z", "channel thickness_900_600_local"),
+    ],
+)
+def test_a_missing_map_is_named_by_time_and_channel(tmp_path, out, field, told):
+    spoilt(tmp_path, field, valid_time="2001-01-14T06:00")  # in the second block
+    with pytest.raises(
+        InputError, match=f"{told} at 2001-01-14T06:00: the map must not be missing; found no value"
+    ):
+        write_store(recipe(tmp_path, out))
+    assert open_store(out, incomplete=True).sizes["time"] == 48  # what was committed stays
+
+
+def test_a_level_of_the_phase_space_alone_may_not_be_missing_either(tmp_path, out):
+    spoilt(tmp_path, "z", valid_time="2001-01-03T00:00", pressure_level=700)
+    with pytest.raises(InputError, match="zg at 700 hPa at 2001-01-03T00:00: the map must not"):
+        write_store(recipe(tmp_path, out))
+    assert not out.exists()
+
+
+def test_missing_cells_are_told_how_to_fill(tmp_path, out):
+    spoilt(tmp_path, "u10", latitude=40.0)
+    with pytest.raises(
+        InputError, match=r"channel u10 at 2001-01-01.* fill\(sst\)\); found 25 of 525"
+    ):
+        write_store(recipe(tmp_path, out))
+    filled = {"name": "u", "formula": "fill(u10)", "units": "m s-1"}
+    assert write_store(recipe(tmp_path, out, channels=["msl_local", filled])).n_maps == 60
+
+
+def test_a_file_that_breaks_while_it_is_read_is_named(sea, out, tmp_path):
+    for i in range(3):
+        shutil.copy(sea / f"{i}.nc", tmp_path)
+    config = recipe(tmp_path, out, "*.nc", catalogue=str(sea / "storms.csv"))
+    packed = {name: {"zlib": True, "complevel": 1} for name in ("msl", "u10", "v10", "z")}
+    era5(120, 180).to_netcdf(tmp_path / "2.nc", encoding=packed)
+    whole_file = (tmp_path / "2.nc").read_bytes()
+    middle = len(whole_file) // 2
+    broken = whole_file[:middle] + bytes(60_000) + whole_file[middle + 60_000 :]
+    (tmp_path / "2.nc").write_bytes(broken)  # the header opens, the data do not inflate
+    with pytest.raises(InputError, match=r"2\.nc.*the data must be readable"):
+        write_store(config)
+    assert open_store(out, incomplete=True).sizes["time"] == 96  # what was committed stays
+    (tmp_path / "2.nc").write_bytes(whole_file)
+    assert write_store(config).n_new == 84
+
+
+def test_a_truncated_file_is_named_before_anything_is_written(sea, out, tmp_path):
+    for i in range(2):
+        shutil.copy(sea / f"{i}.nc", tmp_path)
+    raw = (tmp_path / "1.nc").read_bytes()
+    (tmp_path / "1.nc").write_bytes(raw[: len(raw) // 2])
+    with pytest.raises(InputError, match=r"1\.nc"):
+        write_store(recipe(tmp_path, out, catalogue=str(sea / "storms.csv")))
+    assert not out.exists()
+
+
+def test_a_bad_catalogue_leaves_no_trace(sea, out, tmp_path):
+    (tmp_path / "bad.csv").write_text("storm,start,end\nx,2001-01-05,2001-01-04\n")
+    with pytest.raises(InputError, match=r"bad\.csv: line 2"):
+        write_store(recipe(sea, out, catalogue=str(tmp_path / "bad.csv")))
+    assert list(out.parent.iterdir()) == [tmp_path / "bad.csv"]
+
+
+def test_an_unknown_channel_leaves_no_trace(sea, out):
+    with pytest.raises(InputError, match="closest: msl_local"):
+        write_store(recipe(sea, out, channels=["msl_locl"]))
+    assert not list(out.parent.iterdir())
+
+
+def test_something_else_of_that_name_is_untouched(sea, out):
+    out.write_text("mine")
+    with pytest.raises(InputError, match="must be a map store, or not exist"):
+        write_store(recipe(sea, out, "0.nc"))
+    assert out.read_text() == "mine"
+
+
+def test_a_remote_store_is_told_to_be_local(sea):
+    with pytest.raises(InputError, match=r"data\.store: must be a path on this machine"):
+        write_store(
+            recipe(sea, Path("x")).model_copy(
+                update={
+                    "data": recipe(sea, Path("x")).data.model_copy(update={"store": "s3://b/m"})
+                }
+            )
+        )
+
+
+def test_the_360_day_calendar_has_no_labels(tmp_path, out):
+    ds = era5(0, 20).drop_vars("valid_time")
+    times = xr.date_range("2001-01-01", periods=20, freq="6h", calendar="360_day", use_cftime=True)
+    ds.assign_coords(valid_time=times).to_netcdf(tmp_path / "a.nc")
+    with pytest.raises(InputError, match="need the standard calendar; found 360_day"):
+        write_store(recipe(tmp_path, out, catalogue=None))
+
+
+# --- steps and gaps ----------------------------------------------------------------------------
+
+
+def test_hourly_maps_give_the_six_hourly_ones(tmp_path, out):
+    era5(0, 121, step=1).to_netcdf(tmp_path / "hourly.nc")
+    summary = write_store(recipe(tmp_path, out, catalogue=None))
+    assert (summary.n_maps, summary.n_left_out) == (21, 100)
+    hours = open_store(out).time.dt.hour.values
+    assert set(hours) == {0, 6, 12, 18}
+
+
+def test_gaps_stay_gaps(tmp_path, out):
+    era5(0, 40).isel(valid_time=np.r_[0:15, 18:40]).to_netcdf(tmp_path / "a.nc")
+    assert write_store(recipe(tmp_path, out, catalogue=None)).n_maps == 37
+    steps = np.diff(open_store(out).time.values) / np.timedelta64(1, "h")
+    assert sorted(set(steps)) == [6, 24]
+
+
+def test_maps_at_other_hours_keep_them(tmp_path, out):
+    ds = era5(0, 20)
+    ds.assign_coords(valid_time=ds.valid_time + np.timedelta64(3, "h")).to_netcdf(tmp_path / "a.nc")
+    write_store(recipe(tmp_path, out, catalogue=None))
+    assert set(open_store(out).time.dt.hour.values) == {3, 9, 15, 21}
+
+
+def test_coarser_maps_are_refused(tmp_path, out):
+    era5(0, 20, step=12).to_netcdf(tmp_path / "a.nc")
+    with pytest.raises(InputError, match=r"data.step_hours: .* maps every 6 h; found 12 h"):
+        write_store(recipe(tmp_path, out, catalogue=None))
+
+
+# --- opening -----------------------------------------------------------------------------------
+
+
+def test_opening_reads_no_maps(whole, monkeypatch):
+    ds = open_store(whole)
+    assert not ds["maps"]._in_memory
+    assert open_store(whole, chunks={})["maps"].chunks[0][0] == 24
+
+
+@pytest.mark.parametrize("kind", ["absent", "other"])
+def test_what_is_no_map_store_is_told(tmp_path, kind):
+    path = tmp_path / "x.zarr"
+    if kind == "other":
+        xr.Dataset({"a": ("x", [1.0])}).to_zarr(path, zarr_format=3)
+    with pytest.raises(InputError, match="must be a map store"):
+        open_store(path)
+
+
+# --- memory ------------------------------------------------------------------------------------
+
+PEAK = """
+import sys, json, resource
+from medicane.store import write_store
+from medicane.config import make_config
+write_store(make_config(json.loads(sys.argv[1])))
+print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
+"""
+
+
+@pytest.mark.slow
+def test_memory_does_not_grow_with_the_record(tmp_path):
+    (tmp_path / "storms.csv").write_text(CATALOGUE)
+    peak = {}
+    for n_files in (2, 12):
+        folder = tmp_path / str(n_files)
+        folder.mkdir()
+        shutil.copy(tmp_path / "storms.csv", folder)
+        for i in range(n_files):
+            era5(124 * i, 124 * (i + 1)).to_netcdf(folder / f"{i:02d}.nc")
+        values = recipe(folder, folder / "maps.zarr").model_dump(mode="json", exclude_unset=True)
+        done = subprocess.run(
+            [sys.executable, "-c", PEAK, json.dumps(values)],
+            check=True,
+            capture_output=True,
+            text=True,
+        )
+        peak[n_files] = int(done.stdout.split()[-1]) / 1024
+    size = sum(f.stat().st_size for f in (tmp_path / "12" / "maps.zarr").rglob("*") if f.is_file())
+    assert peak[12] - peak[2] < 40  # MiB
+    assert size / 2**20 > 15
