@@ -103,7 +103,7 @@ def physical_rule(
     detection = phase_space.hold(
         raw, times, min_hours=definition.min_hours, step_hours=usual_step_hours(times)
     )
-    score = np.asarray(phase_space.warm_core_score(vtl, vtu, b), float)
+    score = np.asarray(phase_space.warm_core_score(vtl, vtu, b, b_max_m=definition.b_max_m), float)
     finite = np.isfinite(score)
     lowest = score[finite].min() - 1 if finite.any() else 0.0
     return np.where(finite, score, lowest), np.asarray(detection, bool)

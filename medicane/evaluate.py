@@ -25,7 +25,7 @@ from medicane.calibration import calibrate, fit_rule, fit_temperature, fit_thres
 from medicane.errors import InputError
 from medicane.events import episodes, event_scores, observed_events
 from medicane.intervals import FEW_STORMS, resample_blocks
-from medicane.phase_space import distance_km
+from medicane.sphere import distance_km
 from medicane.skill import (
     Forecast,
     MapScores,
