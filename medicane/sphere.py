@@ -100,13 +100,12 @@ def _discs(latitudes: tuple[float, ...], spacing: float, radius_km: float) -> tu
 def grid_discs(latitude: ArrayLike, longitude: ArrayLike, radius_km: float) -> tuple[Disc, ...]:
     """The points within `radius_km` of a grid point, for each latitude row; cached."""
     lat, lon = np.asarray(latitude, float), np.asarray(longitude, float)
+    for name, values in (("latitude", lat), ("longitude", lon)):
+        step = np.diff(values)
+        if step.size == 0 or not np.allclose(step, step[0], rtol=1e-3):
+            law = "the grid must have at least 2 x 2 points and an even spacing"
+            raise InputError(name, law, found=f"{values.size} points, steps {np.unique(step)[:3]}")
     spacing = np.diff(lon)
-    if lat.size < 2 or lon.size < 2 or not np.allclose(spacing, spacing[0], rtol=1e-3):
-        raise InputError(
-            "longitude",
-            "the grid must have at least 2 x 2 points and an even spacing",
-            found=f"{lat.size} x {lon.size} points",
-        )
     return _discs(tuple(lat.tolist()), float(spacing.mean()), float(radius_km))
 
 

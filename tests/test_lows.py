@@ -127,9 +127,9 @@ def test_units_and_shapes_are_checked() -> None:
         find_lows(pressure((38, 10, 20)) / 100, SEA, **GRID, max_hpa=1005)
     with pytest.raises(InputError, match="grid's shape"):
         find_lows(pressure((38, 10, 20))[1:], SEA, **GRID, max_hpa=1005)
-    uneven = {"latitude": LAT, "longitude": LON**3}
-    with pytest.raises(InputError, match="even spacing"):
-        find_lows(pressure((38, 10, 20)), SEA, **uneven, max_hpa=1005)
+    for uneven in ({"latitude": LAT, "longitude": LON**3}, {"latitude": LAT**2, "longitude": LON}):
+        with pytest.raises(InputError, match="even spacing"):
+            find_lows(pressure((38, 10, 20)), SEA, **uneven, max_hpa=1005)
 
 
 # --- phase space of a map's low -----------------------------------------------------------------
