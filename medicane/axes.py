@@ -183,6 +183,9 @@ def with_levels(ds: xr.Dataset, raw: str, hpa: np.ndarray, where: str) -> xr.Dat
     return ds.isel({names.LEVEL: upward})
 
 
+#: The area where none is given.
+WORLD = config.Domain(north=90, south=-90, west=-180, east=179.999999)
+
 # Latitude and longitude ------------------------------------------------------------------------
 
 
@@ -231,65 +234,84 @@ def _even(coordinate: xr.DataArray, where: str, law: str) -> np.ndarray:
     return values
 
 
-def cropped(
+def around(
     ds: xr.Dataset, domain: config.Domain | None, *, margin: float, where: str
-) -> xr.Dataset:
-    """The part of `ds` within `domain` and `margin` degrees around it; longitudes in [−180, 180).
+) -> tuple[np.ndarray, np.ndarray]:
+    """Positions along latitude and longitude within `domain` and `margin` degrees around it.
 
-    The part may lie on both sides of the date origin of the data (0–360). Reads nothing.
+    Longitudes count in [−180, 180): the positions jump where the domain holds the date origin of
+    the data (0–360). Reads nothing.
+
+    Returns
+    -------
+    rows, columns
+        Integer positions, in the order of descending latitude and ascending longitude.
     """
     slack = 1e-3
-    latitude = ds[names.LATITUDE].values
-    box = domain or config.Domain(north=90, south=-90, west=-180, east=179.999999)
-    rows = _within(latitude, box.south - margin - slack, box.north + margin + slack)
-    unwrapped = ds[names.LONGITUDE].values
+    box = domain or WORLD
+    latitude, unwrapped = ds[names.LATITUDE].values, ds[names.LONGITUDE].values
+    rows = _inside(latitude, box.south - margin - slack, box.north + margin + slack)
     step = remap.spacing(unwrapped)
     count = min(unwrapped.size, round(360 / step))  # a closing 360 repeats 0
-    wrapped = np.round((unwrapped[:count] + 180) % 360 - 180, 6)
-    start = int(wrapped.argmin())
-    parts = [
-        slice(start + part.start, start + part.stop)
-        for part in [_within(wrapped[start:], box.west - margin - slack, box.east + margin + slack)]
-    ] + [_within(wrapped[:start], box.west - margin - slack, box.east + margin + slack)]
-    parts = [part for part in parts if part.stop > part.start]
-    if rows.stop <= rows.start or not parts:
+    wrapped = wrap(unwrapped[:count])
+    order = np.argsort(wrapped)
+    columns = order[_inside(wrapped[order], box.west - margin - slack, box.east + margin + slack)]
+    if not rows.size or not columns.size:
         raise InputError(
             where,
-            f"the data must overlap the domain {_box(box)}",
-            found=f"latitudes {latitude[-1]:g} to {latitude[0]:g}, "
-            f"longitudes {unwrapped[0]:g} to {unwrapped[-1]:g}",
+            f"the data must overlap the domain {box.south:g} to {box.north:g} N, "
+            f"{box.west:g} to {box.east:g} E",
+            found=f"{latitude[-1]:g} to {latitude[0]:g} N, {unwrapped[0]:g} to {unwrapped[-1]:g} E",
         )
-    ds = ds.isel({names.LATITUDE: rows})
-    pieces = [
-        ds.isel({names.LONGITUDE: part}).assign_coords(
-            {names.LONGITUDE: (names.LONGITUDE, wrapped[part], ATTRIBUTES[names.LONGITUDE])}
-        )
-        for part in parts
-    ]
-    if len(pieces) == 1:
-        return pieces[0]
-    if pieces[1][names.LONGITUDE].values[0] - pieces[0][names.LONGITUDE].values[-1] > 1.01 * step:
+    if (np.diff(wrapped[columns]) > 1.01 * step).any():
         raise InputError(
             f"{where}: longitude",
             "the area must not cross 180 degrees: give a domain on one side of it",
             found=f"{unwrapped[0]:g} to {unwrapped[-1]:g}",
         )
-    return xr.concat(
-        pieces,
-        dim=names.LONGITUDE,
-        data_vars="minimal",
-        coords="minimal",
-        compat="override",
-        join="exact",
-        combine_attrs="override",
+    return rows, columns
+
+
+def wrap(longitude: np.ndarray) -> np.ndarray:
+    """Longitudes in [−180, 180), without the noise of the subtraction."""
+    return np.round((longitude + 180) % 360 - 180, 6)
+
+
+def taken(ds: xr.Dataset, rows: np.ndarray, columns: np.ndarray, **others: slice) -> xr.Dataset:
+    """The part of `ds` at these positions, as slices: one where nothing jumps.
+
+    All axes are cut at once, because dask then reads no more than the part.
+    """
+    runs = np.split(columns, np.flatnonzero(np.diff(columns) != 1) + 1)
+    pieces = [
+        ds.isel(
+            {names.LATITUDE: _slice(rows), names.LONGITUDE: _slice(run), **others},
+            missing_dims="ignore",
+        )
+        for run in runs
+    ]
+    if len(pieces) > 1:
+        ds = xr.concat(
+            pieces,
+            dim=names.LONGITUDE,
+            data_vars="minimal",
+            coords="minimal",
+            compat="override",
+            join="exact",
+            combine_attrs="override",
+        )
+    else:
+        ds = pieces[0]
+    longitude = wrap(ds[names.LONGITUDE].values)
+    ds = ds.chunk({names.LATITUDE: -1, names.LONGITUDE: -1})
+    return ds.assign_coords(
+        {names.LONGITUDE: (names.LONGITUDE, longitude, ATTRIBUTES[names.LONGITUDE])}
     )
 
 
-def _within(values: np.ndarray, low: float, high: float) -> slice:
-    """The contiguous run of a monotonic axis inside [low, high]."""
-    inside = np.flatnonzero((values >= low) & (values <= high))
-    return slice(int(inside[0]), int(inside[-1]) + 1) if inside.size else slice(0, 0)
+def _slice(run: np.ndarray) -> slice:
+    return slice(int(run[0]), int(run[-1]) + 1)
 
 
-def _box(box: config.Domain) -> str:
-    return f"{box.south:g} to {box.north:g} N, {box.west:g} to {box.east:g} E"
+def _inside(values: np.ndarray, low: float, high: float) -> np.ndarray:
+    return np.flatnonzero((values >= low) & (values <= high))

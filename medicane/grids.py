@@ -10,6 +10,7 @@ import glob
 import itertools
 import json
 import os
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -115,7 +116,9 @@ def _open(source: str) -> list[_Opened]:
         if kind == "grib":
             datasets = _open_grib(source, options)
         elif kind == "zarr":
-            datasets = [xr.open_dataset(source, engine="zarr", **options)]
+            with warnings.catch_warnings():  # about speed, of stores that are not consolidated
+                warnings.simplefilter("ignore", RuntimeWarning)
+                datasets = [xr.open_dataset(source, engine="zarr", **options)]
         else:
             _check_classic_length(source)
             datasets = [xr.open_dataset(source, engine="netcdf4", **options)]
@@ -190,8 +193,10 @@ def _check_classic_length(source: str) -> None:
     from scipy.io import netcdf_file
 
     try:
-        with netcdf_file(source, mmap=True):  # maps every variable onto the file, reads none
-            pass
+        with warnings.catch_warnings():  # about closing what a failure left open
+            warnings.simplefilter("ignore", RuntimeWarning)
+            with netcdf_file(source, mmap=True):  # lays variables over the file, reads none
+                pass
     except (TypeError, ValueError) as error:
         raise InputError(
             source, "must be a whole NetCDF file", found=f"a file cut short ({_short(error)})"

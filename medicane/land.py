@@ -27,7 +27,7 @@ def land_sea_mask(latitude: np.ndarray, longitude: np.ndarray) -> xr.DataArray:
     -------
     xarray.DataArray
         ``lsm(latitude, longitude)``, float32, 0 or 1: the 1 km mask of the package
-        global-land-mask (GLOBE elevation, NOAA) at the centre of each cell. A small island
+        global-land-mask (GLOBE elevation, NOAA) at each point, the centre of its cell. A small island
         between grid points is therefore sea.
     """
     latitude, longitude = (np.asarray(axis, dtype=np.float64) for axis in (latitude, longitude))
@@ -54,8 +54,8 @@ def _sampled_land(latitude: tuple[float, ...], longitude: tuple[float, ...]) -> 
     path = Path(spec.submodule_search_locations[0]) / "globe_combined_mask_compressed.npz"
     with zipfile.ZipFile(path) as archive:
         rows_lat, columns_lon = _array(archive, "lat"), _array(archive, "lon")
-        rows = _nearest(rows_lat, np.asarray(latitude))
-        columns = _nearest(columns_lon, (np.asarray(longitude) + 180) % 360 - 180)
+        rows = _pixel(rows_lat, np.asarray(latitude))
+        columns = _pixel(columns_lon, (np.asarray(longitude) + 180) % 360 - 180)
         land = np.empty((rows.size, columns.size), dtype=np.float32)
         with archive.open("mask.npy") as file:
             np.lib.format.read_magic(file)
@@ -71,9 +71,10 @@ def _sampled_land(latitude: tuple[float, ...], longitude: tuple[float, ...]) -> 
     return land
 
 
-def _nearest(axis: np.ndarray, points: np.ndarray) -> np.ndarray:
-    step = (axis[-1] - axis[0]) / (axis.size - 1)
-    return np.clip(np.round((points - axis[0]) / step).astype(int), 0, axis.size - 1)
+def _pixel(axis: np.ndarray, points: np.ndarray) -> np.ndarray:
+    """The pixel that holds each point: the mask's coordinates are the first edges of its pixels."""
+    step = axis[1] - axis[0]
+    return np.clip(np.floor((points - axis[0]) / step + 1e-6).astype(int), 0, axis.size - 1)
 
 
 def _skipped(file: Any, rows: int, row_bytes: int) -> int:

@@ -97,17 +97,16 @@ def standardise(
     ds = axes.with_valid_times(ds, where)
     ds = _with_levels(ds, units, where)
     factors = {name: _factor_of(ds, name, raw_names, units, where) for name in wanted}
-    ds, target, weights, method = _placed(ds, domain, degrees, where)
-    ds = ds.chunk({names.LATITUDE: -1, names.LONGITUDE: -1})
+    part, target, weights, method = _placement(ds, domain, degrees, where)
+    first_map = axes.taken(ds, *part, time=slice(0, 1))
+    ds = axes.taken(ds, *part)
     out = {}
     for name, (source, scale, offset) in factors.items():
-        array = ds[source]
         convert = functools.partial(
             _convert, scale=scale, offset=offset, weights=weights, name=name, where=where
         )
-        first = array.isel({names.TIME: 0}) if names.TIME in array.dims else array
-        _on_maps(convert, first, target).compute()
-        out[name] = _on_maps(convert, array, target).assign_attrs(_attributes(name))
+        _on_maps(convert, first_map[source], target).compute()
+        out[name] = _on_maps(convert, ds[source], target).assign_attrs(_attributes(name))
     result = xr.Dataset({name: out[name] for name in names.VARIABLES if name in out})
     order = (names.TIME, names.LEVEL, names.LATITUDE, names.LONGITUDE)
     result = result.transpose(*order, missing_dims="ignore")
@@ -304,44 +303,46 @@ def _attributes(name: str) -> dict[str, str]:
 Weights = tuple[np.ndarray | None, np.ndarray | None]
 
 
-def _placed(
+def _placement(
     ds: xr.Dataset, domain: config.Domain | None, degrees: float | None, where: str
-) -> tuple[xr.Dataset, dict[str, np.ndarray], Weights, str]:
-    """The data around the domain, the axes of the result, the weights between them, the method."""
-    have = {axis: remap.spacing(np.sort(ds[axis].values)) for axis in
-            (names.LATITUDE, names.LONGITUDE)}  # fmt: skip
-    margin = 0.0 if degrees is None else max(have.values()) + degrees / 2
-    box = domain or config.Domain(north=90, south=-90, west=-180, east=179.999999)
-    around = axes.cropped(ds, domain, margin=margin, where=where)
+) -> tuple[tuple[np.ndarray, np.ndarray], dict[str, np.ndarray], Weights, str]:
+    """What to take of the data, the axes of the result, the weights between them, the method."""
+    latitude, longitude = ds[names.LATITUDE].values, ds[names.LONGITUDE].values
+    margin = 0.0
+    if degrees is not None:
+        margin = degrees / 2 + max(remap.spacing(latitude[::-1]), remap.spacing(longitude))
+    rows, columns = axes.around(ds, domain, margin=margin, where=where)
+    latitude, longitude = latitude[rows], axes.wrap(longitude[columns])
     if degrees is None:
-        target = {axis: around[axis].values for axis in have}
-        return around, target, (None, None), "none"
-    limits = {names.LATITUDE: (box.south, box.north), names.LONGITUDE: (box.west, box.east)}
-    target, weights, methods, inside = {}, {}, [], {}
-    for axis, (low, high) in limits.items():
-        down = axis == names.LATITUDE
-        source = around[axis].values[::-1] if down else around[axis].values
-        points = remap.target_axis(source, degrees=degrees, low=low, high=high)
-        if not points.size:
-            law = "the data must overlap the domain"
+        target = {names.LATITUDE: latitude, names.LONGITUDE: longitude}
+        return (rows, columns), target, (None, None), "none"
+    box = domain or axes.WORLD
+    positions, points, methods = {}, {}, []
+    weights: dict[str, np.ndarray | None] = {}
+    for axis, source, taken, low, high in (
+        (names.LATITUDE, latitude[::-1], rows[::-1], box.south, box.north),
+        (names.LONGITUDE, longitude, columns, box.west, box.east),
+    ):
+        wanted = remap.target_axis(source, degrees=degrees, low=low, high=high)
+        if not wanted.size:
+            law = f"the data must overlap the domain at multiples of {degrees:g} degrees"
             found = f"{source[0]:g} to {source[-1]:g}, domain {low:g} to {high:g}"
             raise InputError(f"{where}: {axis}", law, found=found)
-        exact = remap.matching(source, points)
-        if exact is not None:  # the same spacing: only the margin goes
-            if down:
-                exact = slice(source.size - exact.stop, source.size - exact.start)
-            inside[axis] = exact
-            method, w = "none", None
-        else:
-            method, w = remap.axis_weights(source, points, degrees=degrees, on_sphere=down)
-            w = w[::-1, ::-1] if down else w
-        target[axis] = points[::-1] if down else points
-        weights[axis] = w
+        points[axis], positions[axis], weights[axis] = wanted, taken, None
+        same = remap.matching(source, wanted)
+        if same is not None:  # nothing to do but to cut off the margin
+            positions[axis] = taken[same]
+            methods.append(f"{axis} none")
+            continue
+        method, weights[axis] = remap.axis_weights(
+            source, wanted, degrees=degrees, on_sphere=axis == names.LATITUDE
+        )
         methods.append(f"{axis} {method}")
+    down = weights[names.LATITUDE]
     return (
-        around.isel(inside),
-        target,
-        (weights[names.LATITUDE], weights[names.LONGITUDE]),
+        (positions[names.LATITUDE][::-1], positions[names.LONGITUDE]),
+        {**points, names.LATITUDE: points[names.LATITUDE][::-1]},
+        (None if down is None else down[::-1, ::-1].copy(), weights[names.LONGITUDE]),
         ", ".join(methods),
     )
 
