@@ -25,9 +25,9 @@ SEA_PRESSURE, SEA_DENSITY = 1014.0, 1.2
 #: Wavelengths (km): the largest waves, where k⁻³ turns into k^(−5/3), where damping begins.
 LARGEST_KM, TURN_KM, DAMPED_KM = 3500.0, 500.0, 110.0
 #: Memory (h) of a wave of 500 km; it grows as the wavelength to the power 2/3 (eddy turnover).
-MEMORY_HOURS = 9.0
+MEMORY_HOURS = 8.0
 #: Standard deviations (m): 1000 hPa height, 900–600 hPa thickness, 600–300 hPa thickness.
-HEIGHT_STD, LOWER_STD, UPPER_STD = 30.0, 65.0, 75.0
+HEIGHT_STD, LOWER_STD, UPPER_STD = 18.0, 42.0, 47.0
 #: Correlation of the two thicknesses, and growth of the deep waves from the surface to 300 hPa.
 LAYER_CORRELATION, DEEP_GROWTH = 0.3, 0.6
 #: Steering flow (m s-1), east and north.
@@ -42,7 +42,7 @@ class Climate(NamedTuple):
     mean: float = 288.0
     season: float = 8.0
     warmest_day: float = 225.0
-    jet: float = 0.35
+    jet: float = 0.2
     jet_season: float = 0.1
     lapse_rate: float = 6.5
 

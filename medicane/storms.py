@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from medicane import config, names, vortex
 from medicane.background import SEA_PRESSURE
+from medicane.errors import InputError
 from medicane.phase_space import hold, polar_phase_space, satisfies
 from medicane.sphere import distance_km
 
@@ -26,12 +27,12 @@ IsLand = Callable[[Array, Array], Mask]
 MEDICANE = "medicane"
 #: Kinds that are not medicanes, and their shares: the hard negatives.
 NEGATIVES = {
-    "baroclinic": 0.30,  # cold core, at most a hint of a transition
-    "seclusion": 0.20,  # becomes warm below 4.5 km, cold above
-    "lee": 0.12,  # cold below, decaying aloft
-    "excursion": 0.16,  # a medicane's core, for less than the time asked
+    "baroclinic": 0.22,  # cold core, at most a hint of a transition
+    "seclusion": 0.18,  # becomes warm below 4.5 km, cold above
+    "lee": 0.10,  # cold below, decaying aloft
+    "excursion": 0.30,  # a medicane's core again and again, each time for less than the time asked
     "hybrid": 0.10,  # a medicane's core in an asymmetric, sheared storm
-    "heat_low": 0.12,  # shallow and warm over hot land in summer: the one kind with its own surface
+    "heat_low": 0.10,  # shallow and warm over hot land in summer: the one kind with its own surface
 }
 #: Share of storms born in each month; heat lows have their own.
 SEASON = np.array([14, 8, 7, 5, 4, 2, 1, 3, 13, 16, 15, 12]) / 100
@@ -57,6 +58,8 @@ LANDFALL_HOURS, LEAST_MEDICANE_HOURS = 10.0, 15
 #: Rings and azimuths of the disc on which the noise-free phase space is taken.
 RINGS, AZIMUTHS = 11, 16
 
+#: Surfaces drawn before the laws are called impossible (about one in ten is good).
+MOST_TRIES = 3000
 LEVELS = names.PHASE_SPACE_LEVELS
 
 
@@ -115,7 +118,16 @@ class _Surface:
 def draw_storm(
     rng: np.random.Generator, kind: str, *, is_land: IsLand, definition: config.Label
 ) -> Storm:
-    """Draw storms of a kind until one obeys the laws of its kind; its start is left at hour 0."""
+    """Draw storms of a kind until one obeys the laws of its kind; its start is left at hour 0.
+
+    A medicane's rule holds in spells that all last, even on 6-hourly maps; the rule of any other
+    kind never lasts; that of an excursion holds now and then.
+
+    Raises
+    ------
+    InputError
+        If the label definition leaves no room for the kind.
+    """
     for _ in range(200):
         heat = kind == "heat_low"
         surface = (
@@ -134,16 +146,17 @@ def draw_storm(
             good = not lasting and (kind != "excursion" or bool(storm.rule.sum() >= 2))
         if good:
             return storm
-    raise RuntimeError(f"no storm of kind {kind} obeys this label definition: {definition}")
+    law = f"the idealised sea must be able to make storms of kind {kind} under this definition"
+    raise InputError("label", law, found=definition.model_dump_json())
 
 
 def _sea_surface(rng: np.random.Generator, is_land: IsLand, definition: config.Label) -> _Surface:
     """Track, life cycle and window of a storm over sea: the same law for every kind."""
-    while True:
+    for _ in range(MOST_TRIES):
         life = int(np.clip(84 * np.exp(0.3 * rng.standard_normal()), 48, 144))
         hour = np.arange(life + 1.0)
         rise, fall = rng.uniform(6, 16), rng.uniform(6, 18)
-        depth = rng.uniform(11, 19)
+        depth = rng.uniform(13, 20)
         radius = rng.uniform(60, 110)
         length = max(20.0, rng.uniform(0.45, 0.75) * life)
         first = rng.uniform(0.8 * rise, max(0.8 * rise, life - length - 0.8 * fall))
@@ -168,12 +181,14 @@ def _sea_surface(rng: np.random.Generator, is_land: IsLand, definition: config.L
         cycle *= np.sin(np.pi / 2 * np.clip((life - hour) / fall, 0, 1)) ** 2
         # A slow breath, so that neither depth nor its tendency tells the age.
         cycle *= (
-            1 - 0.12 * (1 + np.sin(2 * np.pi * (hour / rng.uniform(24, 60) + rng.random()))) / 2
+            1 - 0.08 * (1 + np.sin(2 * np.pi * (hour / rng.uniform(24, 60) + rng.random()))) / 2
         )
         cycle *= np.exp(-np.cumsum(np.logical_not(over_sea)) / LANDFALL_HOURS)
         deep = SEA_PRESSURE - depth * cycle < min(definition.msl_max_hpa, SEA_PRESSURE - 1) - 0.3
         if deep[inside].all():
             return _Surface(latitude, longitude, heading, over_sea, depth * cycle, radius, window)
+    law = "storms of the idealised sea must be able to fall below it (they reach 995 hPa)"
+    raise InputError("label.msl_max_hpa", law, found=definition.msl_max_hpa)
 
 
 def _heat_low_surface(rng: np.random.Generator, is_land: IsLand) -> _Surface:
@@ -223,34 +238,30 @@ def _with_core(
     hour = np.arange(surface.latitude.size, dtype=float)
     first, last = surface.window
     if kind == "excursion":
-        # Short: the time asked less a margin, somewhere in the window.
-        short = max(1.0, definition.min_hours - rng.uniform(1.0, 3.5))
-        first = rng.uniform(first, last - short)
-        last = first + short
-    quick = (0.4, 0.8) if kind == "excursion" else (1.0, 3.0)
-    inside = _logistic((hour - first) / rng.uniform(*quick)) * _logistic(
-        (last - hour) / rng.uniform(*quick)
-    )
-    cold = rng.uniform(0.5, 1.5)
+        inside = _pulses(rng, hour, first, last, definition.min_hours)
+    else:
+        inside = _logistic((hour - first) / rng.uniform(1.0, 3.0))
+        inside *= _logistic((last - hour) / rng.uniform(1.0, 3.0))
+    cold = rng.uniform(0.2, 1.2)
     warm, slope, curvature = np.zeros_like(hour), np.full_like(hour, cold), np.zeros_like(hour)
-    depth_km = rng.uniform(6.5, 10.5)
+    depth_km = rng.uniform(6.3, 9.0)
     # Asymmetry as a share of the threshold: a front at birth, less of it in a symmetric core.
     front, core = rng.uniform(0.5, 1.4), rng.uniform(0.0, 0.5)
     share = front + (core - front) * inside
     if kind in (MEDICANE, "excursion"):
-        warm = inside * rng.uniform(0.85, 1.0)
+        warm = inside * rng.uniform(0.9, 1.0)
     elif kind == "hybrid":
-        warm = inside * rng.uniform(0.85, 1.0)
+        warm = inside * rng.uniform(0.9, 1.0)
         share = np.full_like(hour, rng.uniform(1.3, 2.2))
     elif kind == "baroclinic":
-        warm = inside * rng.uniform(0.0, 0.3)
+        warm = inside * rng.uniform(0.0, 0.5)
         share = np.full_like(hour, front)
     elif kind == "seclusion":
         slope = cold * (1 - inside)
-        curvature = -rng.uniform(0.3, 0.5) * inside
+        curvature = -rng.uniform(0.15, 0.4) * inside
     elif kind == "lee":
-        slope = 0.3 * slope
-        curvature = np.full_like(hour, rng.uniform(0.25, 0.45))
+        slope = 0.5 * slope
+        curvature = np.full_like(hour, rng.uniform(0.1, 0.35))
     elif kind == "heat_low":
         warm, depth_km = np.ones_like(hour), rng.uniform(2.5, 4.0)
         share = np.full_like(hour, core)
@@ -283,6 +294,19 @@ def _with_core(
         rule=rule,
         medicane=hold(rule, times, min_hours=definition.min_hours, step_hours=1),
     )
+
+
+def _pulses(
+    rng: np.random.Generator, hour: Array, first: float, last: float, min_hours: float
+) -> Array:
+    """Spells too short to count, one after the other: only their order in time tells them."""
+    inside = np.zeros_like(hour)
+    short = max(1.0, min_hours - rng.uniform(0.2, 1.5))
+    # More than two spells apart, so that no two are one in the maps.
+    period = max(2.2 * short, rng.uniform(2.0, 2.5) * min_hours)
+    for begin in np.arange(first, max(first + 1, last - short), period):
+        inside += _logistic((hour - begin) / 0.5) * _logistic((begin + short - hour) / 0.5)
+    return inside
 
 
 def _logistic(x: Array) -> Array:
@@ -342,7 +366,9 @@ def plan_storms(
     for i, storm in enumerate(medicanes):
         # One draw in each part of the season-weighted record: every split gets its share.
         placed.add(rng, storm, low=i / len(medicanes), high=(i + 1) / len(medicanes), sea=sea)
-    kinds, shares = list(NEGATIVES), np.array(list(NEGATIVES.values()))
+    # Where every instant counts, no excursion is too short.
+    kinds = [k for k in NEGATIVES if k != "excursion" or definition.min_hours >= 2]
+    shares = np.array([NEGATIVES[k] for k in kinds])
     for kind in rng.choice(kinds, size=n_negatives, p=shares / shares.sum()):
         storm = draw_storm(rng, str(kind), is_land=is_land, definition=definition)
         placed.add(rng, storm, low=0.0, high=1.0, sea=sea)
@@ -386,6 +412,8 @@ class _Calendar:
         """Place a storm at a season-weighted time, or drop it where the record is too crowded."""
         season = HEAT_SEASON if storm.kind == "heat_low" else SEASON
         cumulative = _season_cumulative(season, sea.start_year, self.hours)
+        if not cumulative.any():
+            return
         for _ in range(60):
             day = int(np.searchsorted(cumulative, rng.uniform(low, high)))
             born = replace(storm, start=24 * day + int(rng.integers(24)))
@@ -419,11 +447,9 @@ class _Calendar:
 
 
 def _season_cumulative(season: Array, start_year: int, hours: int) -> Array:
-    """Cumulative season-weighted probability at the end of each day of the record."""
+    """Cumulative season-weighted probability at the end of each day; 0 if out of season."""
     first = np.datetime64(f"{start_year:04d}-01-01")
     days = first + np.arange(max(1, hours // 24))
     month = days.astype("datetime64[M]").astype(int) % 12
     cumulative = np.cumsum(season[month])
-    if cumulative[-1] == 0:
-        cumulative = np.arange(1.0, days.size + 1)
-    return np.asarray(cumulative / cumulative[-1])
+    return np.asarray(cumulative / max(float(cumulative[-1]), 1e-12))

