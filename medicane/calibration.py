@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy.optimize import minimize_scalar
 from scipy.special import expit
+from sklearn.linear_model import LogisticRegression
 
 from medicane import names
 from medicane.errors import InputError
@@ -152,3 +153,39 @@ def fit_rule(detection: ArrayLike, labels: ArrayLike) -> RuleCalibration:
         return float((positive[among].sum() + 0.5) / (among.sum() + 1))
 
     return RuleCalibration(frequency(yes), frequency(~yes))
+
+
+class ScoreCalibration(NamedTuple):
+    """Probability as a logistic curve of a score: ``sigmoid(slope · score + intercept)``."""
+
+    slope: float
+    intercept: float
+
+    def probability(self, score: ArrayLike) -> NDArray[np.float64]:
+        """The score as probability, shape of `score`."""
+        return expit(self.slope * np.asarray(score, float) + self.intercept)
+
+
+def fit_score(score: ArrayLike, labels: ArrayLike) -> tuple[ScoreCalibration, Fitted]:
+    """A rising logistic curve for a score, then the threshold on it with the highest CSI.
+
+    On the validation split only. Two numbers suffice for a score that ranks well. Without both
+    classes, or where the score runs the wrong way, the curve is flat at the base rate.
+
+    Parameters
+    ----------
+    score, labels
+        Any equal shape: a score, larger for more likely, and labels 1, 0 or -1.
+    """
+    known, positive = _known(score, labels, what="score")
+    rate = (positive.sum() + 0.5) / (positive.size + 1)
+    curve = ScoreCalibration(0.0, float(np.log(rate / (1 - rate))))
+    if positive.any() and not positive.all() and np.ptp(known) > 0:
+        # In units of its spread the score suits the solver; C is so large that it does not bind.
+        middle, spread = known.mean(), known.std()
+        model = LogisticRegression(C=1e6, max_iter=1000)
+        model.fit(((known - middle) / spread)[:, None], positive)
+        slope = float(model.coef_[0, 0]) / spread
+        if slope > 0:
+            curve = ScoreCalibration(slope, float(model.intercept_[0]) - slope * middle)
+    return curve, fit_threshold(curve.probability(score), labels)

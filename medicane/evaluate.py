@@ -21,11 +21,10 @@ from numpy.typing import ArrayLike, NDArray
 
 from medicane import config, names
 from medicane.baselines import climatology, physical_rule
-from medicane.calibration import calibrate, fit_rule, fit_temperature, fit_threshold
+from medicane.calibration import calibrate, fit_rule, fit_score, fit_temperature, fit_threshold
 from medicane.errors import InputError
 from medicane.events import episodes, event_scores, observed_events
 from medicane.intervals import FEW_STORMS, resample_blocks
-from medicane.sphere import distance_km
 from medicane.skill import (
     Forecast,
     MapScores,
@@ -36,6 +35,7 @@ from medicane.skill import (
     reliability,
     with_interval,
 )
+from medicane.sphere import distance_km
 
 __all__ = [
     "Forecast",
@@ -47,6 +47,7 @@ __all__ = [
     "episodes",
     "event_scores",
     "fit_rule",
+    "fit_score",
     "fit_temperature",
     "fit_threshold",
     "map_scores",
@@ -72,7 +73,12 @@ def baseline_forecasts(
     test: ArrayLike,
     definition: config.Label,
 ) -> dict[str, Forecast]:
-    """The forecasts to beat, for the maps of `test`: ``phase_space`` and ``climatology``.
+    """The forecasts to beat, for the maps of `test`.
+
+    ``phase_space`` is the rule as the definition states it; ``phase_space_fitted`` is its
+    warm-core score with calibration and threshold fitted on validation, as the model's are: a
+    model that beats only the former has beaten the choice of thresholds. ``climatology`` is the
+    season alone.
 
     Parameters
     ----------
@@ -86,7 +92,7 @@ def baseline_forecasts(
     Returns
     -------
     dict
-        ``phase_space`` is missing where the store holds no phase space.
+        The first two are missing where the store holds no phase space.
     """
     train, validation, test = (np.asarray(mask, bool) for mask in (train, validation, test))
     times, labels = store["time"].values, np.asarray(store["medicane"].values)
@@ -110,6 +116,13 @@ def baseline_forecasts(
             ),
             **located,
         )
+        curve, threshold = fit_score(score[validation], labels[validation])
+        found["phase_space_fitted"] = Forecast(
+            curve.probability(score[test]),
+            threshold=threshold.value,
+            note="the warm-core score; calibration and threshold are those of the validation split",
+            **located,
+        )
     found["climatology"] = Forecast(
         monthly,
         detection=np.zeros(monthly.shape, bool),
@@ -126,7 +139,6 @@ def verify(
     forecasts: Mapping[str, Forecast],
     train_medicane: ArrayLike,
     split: str = "test",
-    reference: str = "phase_space",
     observed_centre: tuple[ArrayLike, ArrayLike] | None = None,
     n_resamples: int = 1000,
     seed: int = 0,
@@ -147,8 +159,6 @@ def verify(
         Labels of the training split: their base rate is the reference of the Brier skill.
     split
         The split's name.
-    reference
-        The forecast that all others are compared with, map by map, if it is among them.
     observed_centre
         (latitude, longitude), each of shape (time,), degrees, NaN where unknown.
     n_resamples, seed
@@ -159,7 +169,8 @@ def verify(
     dict
         As ``scores.json``, None for what is undefined. Beyond the contract: ``n_medicane``,
         ``left_out``, ``train_base_rate``, ``notes``; for each model ``sedi``, ``ece``,
-        ``counts``, ``threshold``, ``hard_negatives`` and ``difference_from``.
+        ``counts``, ``threshold`` and ``hard_negatives``, and for the first one
+        ``difference_from`` each of the others, paired over the same resamples.
 
     Raises
     ------
@@ -167,7 +178,7 @@ def verify(
         If shapes differ, or a label is not 1, 0 or -1.
     """
     times, labels = np.asarray(times), np.asarray(medicane)
-    storm = None if storm is None else np.asarray(storm).astype(str)
+    storm = None if storm is None else np.asarray(storm).astype(object).astype(str)
     if not forecasts:
         raise InputError("forecasts", "at least one forecast must be given", found="none")
     for name, forecast in forecasts.items():
@@ -206,6 +217,7 @@ def verify(
         )
         for name, forecast in forecasts.items()
     }
+    main = next(iter(forecasts))
     models = {}
     for name, forecast in forecasts.items():
         mine = scores_of[name]
@@ -241,11 +253,14 @@ def verify(
             entry["note"] = forecast.note
         if not finite[name].any():
             entry["note"] = "no forecast at all: every score is undefined"
-        if name != reference and reference in scores_of and mine.resamples:
-            entry["difference_from"] = {reference: paired_difference(mine, scores_of[reference])}
+        if name == main and mine.resamples:
+            entry["difference_from"] = {
+                other: paired_difference(mine, theirs)
+                for other, theirs in scores_of.items()
+                if other != main and theirs.resamples
+            }
         models[name] = entry
 
-    first = next(iter(forecasts.values()))
     notes = []
     if resampling.n_storms < FEW_STORMS:
         notes.append(
@@ -262,7 +277,7 @@ def verify(
             "n_storms": resampling.n_storms,
             "base_rate": float((labels[scored] == names.MEDICANE).mean()) if n_maps else math.nan,
             "train_base_rate": train_rate,
-            "threshold": first.threshold,
+            "threshold": forecasts[main].threshold,
             "start": str(times[0])[:16] if times.size else None,
             "end": str(times[-1])[:16] if times.size else None,
             "left_out": {

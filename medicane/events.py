@@ -73,7 +73,11 @@ def storm_of_positives(
     """
     clock = np.asarray(times)
     positive = np.asarray(medicane) == names.MEDICANE
-    given = np.full(positive.shape, "") if storm is None else np.asarray(storm).astype(str)
+    given = (
+        np.full(positive.shape, "")
+        if storm is None
+        else np.asarray(storm).astype(object).astype(str)
+    )
     named = np.where(positive, given, "").astype(object)
     for first, last in episodes(clock, positive & (given == "")):
         named[first : last + 1] = f"unnamed {str(clock[first])[:13]}"

@@ -12,6 +12,7 @@ from medicane.calibration import (
     TEMPERATURE_RANGE,
     calibrate,
     fit_rule,
+    fit_score,
     fit_temperature,
     fit_threshold,
 )
@@ -139,3 +140,32 @@ def test_two_frequencies_beat_bare_certainty():
     test = labels[2000:]
     calibrated = np.mean((rule.probability(detection[2000:]) - test) ** 2)
     assert calibrated < np.mean((detection[2000:] - test) ** 2)
+
+
+def test_a_score_becomes_a_probability_and_a_threshold():
+    rng = np.random.default_rng(1)
+    score = rng.normal(-60, 50, 20_000)
+    labels = (rng.random(score.size) < expit(0.04 * score - 1.0)).astype(int)
+    curve, threshold = fit_score(score, labels)
+    assert curve.slope == pytest.approx(0.04, rel=0.05)
+    assert curve.intercept == pytest.approx(-1.0, rel=0.1)
+    p = curve.probability(score)
+    assert p.mean() == pytest.approx(labels.mean(), rel=1e-3)
+    assert threshold == fit_threshold(p, labels)
+
+
+@pytest.mark.parametrize(
+    ("score", "labels"),
+    [
+        ([1.0, 2.0], [0, 0]),
+        ([1.0, 2.0], [1, 1]),
+        ([1.0, 1.0], [0, 1]),
+        ([2.0, 1.0], [0, 1]),
+        ([], []),
+    ],
+)
+def test_a_score_without_information_is_the_base_rate(score, labels):
+    curve, _ = fit_score(score, labels)
+    assert curve.slope == 0
+    expected = (sum(labels) + 0.5) / (len(labels) + 1)
+    assert curve.probability(3.0) == pytest.approx(expected)

@@ -120,6 +120,7 @@ def test_differences_are_paired_with_the_rule(verified):
         models["densenet-gru"]["csi"]["value"] - models["phase_space"]["csi"]["value"]
     )
     assert found["csi"]["low"] < found["csi"]["value"] < found["csi"]["high"]
+    assert set(models["densenet-gru"]["difference_from"]) == {"phase_space", "climatology"}
     assert "difference_from" not in models["phase_space"]
 
 
@@ -237,6 +238,20 @@ def test_the_same_seed_gives_the_same_file(verified, tmp_path):
     assert json.dumps(again) == json.dumps(verified)
 
 
+def test_storm_ids_of_any_string_type(verified):
+    times, labels, storm, probability = sea()
+    for kind in (object, np.dtypes.StringDType()):  # a Zarr store decodes to the latter
+        found = verify(
+            times,
+            labels,
+            storm.astype(kind),
+            forecasts=two_forecasts(labels, probability),
+            train_medicane=np.array([1] * 3 + [0] * 97 + [-1] * 5),
+            n_resamples=300,
+        )
+        assert found == verified
+
+
 def test_verification_is_quick():
     times, labels, storm, probability = sea(n=5000, n_storms=30)
     start = time.perf_counter()
@@ -294,7 +309,8 @@ def test_baselines_from_a_store():
         "test": index >= 2220,
     }
     found = evaluate.baseline_forecasts(store, **split, definition=Label(min_hours=6))
-    assert set(found) == {"phase_space", "climatology"}
+    assert set(found) == {"phase_space", "phase_space_fitted", "climatology"}
+    fitted = found["phase_space_fitted"]
     rule = found["phase_space"]
     n_test = split["test"].sum()
     assert np.shape(rule.probability) == np.shape(rule.score) == (n_test,)
@@ -305,6 +321,10 @@ def test_baselines_from_a_store():
     assert np.max(rule.probability) > 0.9
     assert f"{np.max(rule.probability):.3g}" in rule.note
     assert np.mean(labels[validation] == 1) > np.min(rule.probability)
+    # The fitted rule ranks as the rule does, and has a threshold of its own.
+    order = np.argsort(rule.score, kind="stable")
+    assert (np.diff(fitted.probability[order]) >= 0).all()
+    assert 0 < fitted.threshold < 1
     scores = verify(
         times[split["test"]],
         labels[split["test"]],
