@@ -6,6 +6,7 @@ its file, so that a file that breaks while it is read, hours later, is still tol
 
 from __future__ import annotations
 
+import gc
 import glob
 import itertools
 import json
@@ -192,15 +193,18 @@ def _check_classic_length(source: str) -> None:
             return  # HDF5 knows its own length
     from scipy.io import netcdf_file
 
-    try:
-        with warnings.catch_warnings():  # about closing what a failure left open
-            warnings.simplefilter("ignore", RuntimeWarning)
+    found = None
+    with warnings.catch_warnings():  # scipy's, about what a failure leaves open
+        warnings.simplefilter("ignore", RuntimeWarning)
+        try:
             with netcdf_file(source, mmap=True):  # lays variables over the file, reads none
                 pass
-    except (TypeError, ValueError) as error:
-        raise InputError(
-            source, "must be a whole NetCDF file", found=f"a file cut short ({_short(error)})"
-        ) from None
+        except (TypeError, ValueError) as error:
+            found = f"a file cut short ({_short(error)})"
+        if found is not None:
+            gc.collect()
+    if found is not None:
+        raise InputError(source, "must be a whole NetCDF file", found=found)
 
 
 def _with_coordinates(ds: xr.Dataset) -> xr.Dataset:

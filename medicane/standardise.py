@@ -8,6 +8,7 @@ levels in hPa from the surface up, and valid times that strictly increase.
 from __future__ import annotations
 
 import functools
+import logging
 from collections.abc import Collection, Hashable, Mapping
 from typing import Any
 
@@ -110,6 +111,7 @@ def standardise(
     result = xr.Dataset({name: out[name] for name in names.VARIABLES if name in out})
     order = (names.TIME, names.LEVEL, names.LATITUDE, names.LONGITUDE)
     result = result.transpose(*order, missing_dims="ignore")
+    result = result.drop_vars(set(result.coords) - set(order))
     for axis, values in target.items():
         result = result.assign_coords({axis: (axis, values, axes.ATTRIBUTES[axis])})
     if source_files is not None:
@@ -262,14 +264,26 @@ def _factor(stated: str, target: str) -> tuple[float, float] | None:
         return None
     if stated == target:
         return 1.0, 0.0
-    from cf_xarray.units import units as registry  # pint, with the words of CF: a slow import
-
+    registry = _registry()
     try:
         unit = registry.Unit(SPELLINGS.get(stated.strip().lower(), stated))
         zero, one = registry.Quantity(np.array([0.0, 1.0]), unit).to(target).magnitude
     except Exception:  # pint raises a dozen kinds for units that it cannot read
         return None
     return float(one - zero), float(zero)
+
+
+@functools.cache
+def _registry() -> Any:
+    """Pint with the words of CF: a slow import, and one that warns of each word it redefines."""
+    talker = logging.getLogger("pint.util")
+    level = talker.level
+    talker.setLevel(logging.ERROR)
+    try:
+        from cf_xarray.units import units
+    finally:
+        talker.setLevel(level)
+    return units
 
 
 def _with_levels(ds: xr.Dataset, units: Mapping[str, str], where: str) -> xr.Dataset:
@@ -368,7 +382,7 @@ def _convert(
     if any(w is not None for w in weights):
         maps = remap.apply_weights(maps, *weights)
     if (scale, offset) != (1.0, 0.0):
-        maps = maps * scale + offset
+        maps = np.multiply(maps, scale, dtype=np.float64) + offset
     maps = np.asarray(maps, dtype=np.float32)
     if maps.size:
         low, high = PLAUSIBLE[name]
