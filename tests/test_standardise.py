@@ -329,7 +329,8 @@ def test_units_are_understood_without_a_word(tmp_path):
         "import numpy as np, xarray as xr\n"
         "from medicane.standardise import standardise\n"
         "msl = (('time', 'lat', 'lon'), np.full((1, 2, 2), 1e3), {'units': 'mb'})\n"
-        "ds = xr.Dataset({'msl': msl},{'time': [np.datetime64('2001-01-01', 'ns')], 'lat': [40., 39.], 'lon': [1., 2.]})\n"
+        "axes = {'time': [np.datetime64('2001-01-01', 'ns')], 'lat': [40., 39.], 'lon': [1., 2.]}\n"
+        "ds = xr.Dataset({'msl': msl}, axes)\n"
         "standardise(ds)"
     )
     ran = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
