@@ -50,6 +50,8 @@ _log = logging.getLogger(__name__)
 
 #: Maps computed, checked and committed at once: what bounds the memory.
 BLOCK = 96
+#: Source files held open at once: each keeps up to 16 MB a variable of what it has inflated.
+OPEN_FILES = 8
 #: The phase space needs these levels at least, hPa.
 LEAST_LEVELS = (900, 600, 300)
 
@@ -115,14 +117,13 @@ def write_store(config: Config, *, progress: Progress | None = None) -> StoreSum
     if "://" in config.data.store:
         raise InputError("data.store", "must be a path on this machine", found=config.data.store)
     path = Path(config.data.store)
-    source = _open_source(config)
-    catalogue = (
-        None
-        if config.data.catalogue is None
-        else read_catalogue(config.data.catalogue, domain=config.data.domain)
-    )
-    with sole_writer(path):
-        return _write(config, path, source, catalogue, progress)
+    catalogue = None
+    if config.data.catalogue is not None:
+        catalogue = read_catalogue(config.data.catalogue, domain=config.data.domain)
+    with xr.set_options(file_cache_maxsize=OPEN_FILES):
+        source = _open_source(config)
+        with sole_writer(path):
+            return _write(config, path, source, catalogue, progress)
 
 
 def open_store(path: str | Path, *, chunks: Any = None, incomplete: bool = False) -> xr.Dataset:

@@ -551,6 +551,50 @@ def test_the_360_day_calendar_has_no_labels(tmp_path, out):
         write_store(recipe(tmp_path, out, catalogue=None))
 
 
+# --- real files --------------------------------------------------------------------------------
+
+
+def test_a_real_forecast_of_ianos_has_its_low_and_its_label(real_data, out, tmp_path):
+    (tmp_path / "storms.csv").write_text("storm,start,end\nianos,2020-09-17,2020-09-18\n")
+    channels = ["msl_local", "thickness_900_600_local", "thickness_600_300_local", "lsm"]
+    config = recipe(
+        real_data,
+        out,
+        "ianos_gfs_20200917.nc",
+        catalogue=str(tmp_path / "storms.csv"),
+        channels=channels,
+        step_hours=3,
+        degrees=0.25,
+        domain={"west": 10, "east": 25},
+        label={"msl_max_hpa": 1012},  # this forecast's low is only 1008 hPa deep
+    )
+    assert write_store(config).n_medicane == 3
+    ds = open_store(out)
+    assert ds.sizes == {"time": 3, "channel": 4, "latitude": 81, "longitude": 61}
+    assert np.abs(ds.low_latitude - 36).max() < 1.5
+    assert np.abs(ds.low_longitude - 19.5).max() < 1.5
+    assert (np.minimum(ds.vtl, ds.vtu) <= 0).all()  # no deep warm core in this forecast
+    low = ds["maps"][0, 0].sel(latitude=36, longitude=19.5, method="nearest")
+    assert float(low) < -300  # Pa below its surroundings
+
+
+def test_a_real_forecast_in_two_grib_files(real_data, out):
+    pytest.importorskip("cfgrib")
+    config = recipe(
+        real_data,
+        out,
+        "arpege_*.grib",
+        catalogue=None,
+        channels=["msl_local", "wind10"],
+        step_hours=1,
+    )
+    assert write_store(config).n_maps == 25
+    ds = open_store(out)
+    assert np.allclose(np.diff(ds.latitude), -0.5)
+    wind = ds["maps"][:, 1]
+    assert 0 <= float(wind.min()) < float(wind.max()) < 40
+
+
 # --- steps and gaps ----------------------------------------------------------------------------
 
 
@@ -603,11 +647,12 @@ def test_what_is_no_map_store_is_told(tmp_path, kind):
 # --- memory ------------------------------------------------------------------------------------
 
 PEAK = """
-import sys, json, resource
+import sys, json
 from medicane.store import write_store
 from medicane.config import make_config
 write_store(make_config(json.loads(sys.argv[1])))
-print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
+# Not getrusage: its maximum includes the process that this one was forked from.
+print(*[line.split()[1] for line in open("/proc/self/status") if line.startswith("VmHWM")])
 """
 
 
