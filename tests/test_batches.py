@@ -295,5 +295,5 @@ def test_two_hundred_windows_a_second_from_disk(tmp_path):
     _ = data[0]
     begun = time.perf_counter()
     read = sum(data[i][0].shape[0] for i in range(1, 8))
-    # Measured 400 to 500 on one core; the bound is for a busy machine.
+    # Measured 450 on two cores; the bound is for a busy machine.
     assert read / (time.perf_counter() - begun) > 100
