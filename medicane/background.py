@@ -23,7 +23,7 @@ DEGREE_KM = 111.195
 #: Mean sea level pressure (hPa) and density (kg m-3) of the undisturbed sea.
 SEA_PRESSURE, SEA_DENSITY = 1014.0, 1.2
 #: Wavelengths (km): the largest waves, where k⁻³ turns into k^(−5/3), where damping begins.
-LARGEST_KM, TURN_KM, DAMPED_KM = 3500.0, 500.0, 110.0
+LARGEST_KM, TURN_KM, DAMPED_KM = 3500.0, 500.0, 80.0
 #: Memory (h) of a wave of 500 km; it grows as the wavelength to the power 2/3 (eddy turnover).
 MEMORY_HOURS = 8.0
 #: Standard deviations (m): 1000 hPa height, 900–600 hPa thickness, 600–300 hPa thickness.

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from medicane import background, config, names, storms
 
 #: Quanta to which fields are rounded, powers of two, as packing would: Pa, m s-1, m2 s-2.
-QUANTA = {"msl": 1.0, "u10": 2.0**-7, "v10": 2.0**-7, "z": 1.0}
+QUANTA = {"msl": 2.0, "u10": 2.0**-6, "v10": 2.0**-6, "z": 2.0}
 #: Attributes as the Climate Data Store writes them.
 ATTRIBUTES: dict[str, dict[str, str]] = {
     "number": {

@@ -204,7 +204,7 @@ def _heat_low_surface(rng: np.random.Generator, is_land: IsLand) -> _Surface:
             heading=rng.uniform(0, 360),
         )
         over_sea = ~is_land(latitude, longitude)
-        if over_sea.any():
+        if over_sea.any() or not 28.5 <= latitude.min() <= latitude.max() <= 36:
             continue
         day = 0.7 + 0.3 * np.cos(2 * np.pi * (hour - 15) / 24)
         cycle = np.clip(np.minimum(hour, life - hour) / 12, 0, 1) * day

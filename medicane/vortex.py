@@ -184,7 +184,7 @@ def height_coefficients(
 ) -> tuple[Array, Array]:
     """Height anomaly as a parabola in s = exp(−(r/r_p)^1.5): Z′(s) = a₁ s + a₂ s² (m).
 
-    Z′ is almost linear in s; the parabola through s = 0, ½ and 1 is exact to a few millimetres and
+    Z′ is almost linear in s; the parabola through s = 0, ½ and 1 is exact to a centimetre or two and
     turns the inversion of p(r, z) into two multiplications a grid point.
 
     Returns
