@@ -20,8 +20,6 @@ Field = NDArray[np.float32]
 
 #: Kilometres in a degree of latitude.
 DEGREE_KM = 111.195
-#: Mean sea level pressure (hPa) and density (kg m-3) of the undisturbed sea.
-SEA_PRESSURE, SEA_DENSITY = 1014.0, 1.2
 #: Wavelengths (km): the largest waves, where k⁻³ turns into k^(−5/3), where damping begins.
 LARGEST_KM, TURN_KM, DAMPED_KM = 3500.0, 500.0, 80.0
 #: Memory (h) of a wave of 500 km; it grows as the wavelength to the power 2/3 (eddy turnover).
@@ -56,7 +54,7 @@ class Climate(NamedTuple):
     def heights(self, surface_temperature: Field) -> Field:
         """Heights (m) of the levels, shape (…, level), for surface temperatures of shape (…)."""
         exponent = vortex.GAS_CONSTANT * self.lapse_rate * 1e-3 / names.G0
-        ratio = np.array(names.PHASE_SPACE_LEVELS) / SEA_PRESSURE
+        ratio = np.array(names.PHASE_SPACE_LEVELS) / vortex.SEA_PRESSURE
         per_kelvin = (1 - ratio**exponent) / (self.lapse_rate * 1e-3)
         return surface_temperature[..., None] * per_kelvin.astype(np.float32)
 
@@ -175,7 +173,7 @@ class Background:
     def maps(self, day_of_year: NDArray[np.floating]) -> Maps:
         """The next maps, one for each day of the year (a fraction tells the hour)."""
         wave = self.waves(len(day_of_year))
-        log_p = np.log(SEA_PRESSURE / np.array(names.PHASE_SPACE_LEVELS))
+        log_p = np.log(vortex.SEA_PRESSURE / np.array(names.PHASE_SPACE_LEVELS))
         deep = 1 + DEEP_GROWTH * log_p / log_p[-1]
         lower = vortex.shear_shape(names.PHASE_SPACE_LEVELS)
         upper = np.clip(np.log(600 / np.array(names.PHASE_SPACE_LEVELS)) / np.log(600 / 300), 0, 1)
@@ -184,14 +182,14 @@ class Background:
         zg = (mix @ wave.reshape(n, 3, -1)).reshape(n, -1, rows, columns)
         surface = self.climate.temperature(day_of_year, self.latitude)
         zg += self.climate.heights(surface).transpose(0, 2, 1)[..., None]
-        msl = wave[:, 0] * np.float32(SEA_DENSITY * names.G0)
+        msl = wave[:, 0] * np.float32(vortex.SEA_DENSITY * names.G0)
         u10, v10 = self._surface_wind(msl)
-        return Maps(msl + np.float32(SEA_PRESSURE * 100), u10, v10, zg)
+        return Maps(msl + np.float32(vortex.SEA_PRESSURE * 100), u10, v10, zg)
 
     def _surface_wind(self, msl: Field) -> tuple[Field, Field]:
         """Geostrophic wind of the pressure waves, slowed and turned by friction, plus steering."""
         f = vortex.coriolis(self.latitude)[:, None]
-        scale = (1 / (SEA_DENSITY * f)).astype(np.float32)
+        scale = (1 / (vortex.SEA_DENSITY * f)).astype(np.float32)
         south = np.gradient(msl, np.float32(self.dy * 1e3), axis=1)
         east = np.gradient(msl, np.float32(self.dx * 1e3), axis=2)
         u, v = scale * south, scale * east  # −∂p/∂y: rows run southwards

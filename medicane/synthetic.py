@@ -1,8 +1,9 @@
 """The idealised sea: months of ERA5-like NetCDF with storms whose labels are known exactly.
 
-Random weather (`medicane.background`) with storms in it (`medicane.storms`), written month by
-month in bounded memory. Storms and background draw from separate streams of one seed, so the same
-seed gives the same data, and another map interval samples the same storms.
+Random weather (`medicane.background`) with storms in it (`medicane.storms`, drawn and placed by
+`medicane.storm_plan`), written month by month in bounded memory. Storms and weather draw from
+separate streams of one seed: the same seed gives the same data, and another map interval samples
+the same storms.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from medicane import background, config, names, sea_files, storms, vortex
+from medicane import background, config, names, sea_files, storm_plan, storms, vortex
 from medicane.errors import InputError
 from medicane.land import land_sea_mask
 
@@ -148,7 +149,7 @@ def add_storm(
         r, depth_hpa=storm.depth_hpa[age], radius_km=storm.radius_km
     )
     speed = background.FRICTION * vortex.gradient_wind(
-        r, gradient, density=background.SEA_DENSITY, f=vortex.coriolis(lat0)
+        r, gradient, density=vortex.SEA_DENSITY, f=vortex.coriolis(lat0)
     )
     inflow = np.deg2rad(background.INFLOW_DEG)
     away = np.maximum(r, 1e-6)
@@ -179,7 +180,7 @@ def plan_sea(sea: config.Sea, *, label: config.Label) -> IdealisedSea:
     n_hours = 24 * max(1, round(sea.years * 365.25))
     hours = np.arange(0, n_hours, sea.step_hours)
     first = np.datetime64(f"{sea.start_year:04d}-01-01T00", "ns")
-    planned = storms.plan_storms(
+    planned = storm_plan.plan_storms(
         np.random.default_rng(storm_seed),
         sea=sea,
         hours=n_hours,

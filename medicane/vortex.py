@@ -21,6 +21,8 @@ from medicane import names
 GAS_CONSTANT = 287.04
 #: Angular velocity of the Earth, s-1.
 OMEGA = 7.292e-5
+#: Mean sea level pressure (hPa) and density (kg m-3) of the undisturbed sea.
+SEA_PRESSURE, SEA_DENSITY = 1014.0, 1.2
 #: Exponent of the radial pressure profile.
 RADIAL_EXPONENT = 1.5
 #: Height (km) where the curved profiles of shallow cores turn.
@@ -184,8 +186,8 @@ def height_coefficients(
 ) -> tuple[Array, Array]:
     """Height anomaly as a parabola in s = exp(−(r/r_p)^1.5): Z′(s) = a₁ s + a₂ s² (m).
 
-    Z′ is almost linear in s; the parabola through s = 0, ½ and 1 is exact to a centimetre or two and
-    turns the inversion of p(r, z) into two multiplications a grid point.
+    Z′ is almost linear in s; the parabola through s = 0, ½ and 1 is exact to a centimetre or two
+    and turns the inversion of p(r, z) into two multiplications a grid point.
 
     Returns
     -------

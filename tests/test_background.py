@@ -118,7 +118,7 @@ def test_season_and_jet_without_waves():
     calm = weather(strength=0.0).maps(np.array([15.0, 225.0]))
     assert calm.msl.shape == (2, LATITUDE.size, LONGITUDE.size)
     assert calm.zg.shape == (2, len(names.PHASE_SPACE_LEVELS), LATITUDE.size, LONGITUDE.size)
-    np.testing.assert_array_equal(calm.msl, np.float32(background.SEA_PRESSURE * 100))
+    np.testing.assert_array_equal(calm.msl, np.float32(vortex.SEA_PRESSURE * 100))
     thickness = calm.zg[:, -1] - calm.zg[:, 0]
     # Summer is warmer than winter by hundreds of metres of thickness, the south than the north.
     assert 200 < (thickness[1] - thickness[0]).mean() < 800

@@ -6,8 +6,7 @@ import numpy as np
 import pytest
 from scipy.stats import ks_2samp
 
-from medicane import config, storms, synthetic, vortex
-from medicane.background import SEA_PRESSURE
+from medicane import config, storm_plan, storms, synthetic, vortex
 from medicane.errors import InputError
 from medicane.phase_space import hold, satisfies
 from medicane.sphere import distance_km
@@ -32,7 +31,7 @@ def drawn(is_land) -> dict[str, list[storms.Storm]]:
 
 
 def plan(is_land, *, seed: int = 1, years: int = 3, **sea) -> list[storms.Storm]:
-    return storms.plan_storms(
+    return storm_plan.plan_storms(
         np.random.default_rng(seed),
         sea=config.Sea(years=years, **sea),
         hours=years * 8766,
@@ -150,7 +149,7 @@ def test_the_surface_of_a_storm_stays_within_the_recipe(drawn):
             assert 8 <= storm.depth_hpa.max() <= 20
             assert storm.depth_hpa.min() >= 0
             assert 31 <= storm.latitude.min() <= storm.latitude.max() <= 45.5
-            np.testing.assert_allclose(storm.msl_hpa, SEA_PRESSURE - storm.depth_hpa)
+            np.testing.assert_allclose(storm.msl_hpa, vortex.SEA_PRESSURE - storm.depth_hpa)
             assert 48 <= storm.hours <= 145
 
 
@@ -249,7 +248,7 @@ def test_storms_keep_their_distance_and_stay_inside_the_record(is_land):
                     b.latitude[: last - first],
                     b.longitude[: last - first],
                 )
-                assert apart.min() >= storms.APART_KM
+                assert apart.min() >= storm_plan.APART_KM
 
 
 @pytest.mark.parametrize(
@@ -265,7 +264,7 @@ def test_storms_keep_their_distance_and_stay_inside_the_record(is_land):
 )
 def test_other_label_definitions_are_obeyed(is_land, changes):
     label = LABEL.model_copy(update=changes)
-    planned = storms.plan_storms(
+    planned = storm_plan.plan_storms(
         np.random.default_rng(5),
         sea=config.Sea(years=1, base_rate=0.03),
         hours=8766,
