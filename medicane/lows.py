@@ -9,9 +9,10 @@ from __future__ import annotations
 from typing import Any, NamedTuple
 
 import numpy as np
+import xarray as xr
 from numpy.typing import ArrayLike, NDArray
 
-from medicane import config
+from medicane import config, names
 from medicane.errors import InputError
 from medicane.phase_space import (
     PhaseSpace,
@@ -360,3 +361,65 @@ def _phase_space_of_lows(
         for part, found in zip(parts, space, strict=True):
             part[here] = found
     return PhaseSpace(*parts)
+
+
+def lows_of_dataset(
+    standard: xr.Dataset, *, definition: config.Label, sea: ArrayLike, block: int = 96
+) -> xr.Dataset:
+    """Where the storm of each map would stand, `block` maps in memory at a time.
+
+    With geopotential height on the levels of the phase space it is the most medicane-like low of
+    `lows_of_maps`; with surface fields only, the deepest low over the sea.
+
+    Parameters
+    ----------
+    standard
+        From `medicane.standardise`: ``msl`` in Pa and, if there, ``zg`` in m.
+    definition
+        Radius and thresholds; without ``zg`` the limit of pressure is not asked.
+    sea
+        True over the sea, shape (latitude, longitude).
+
+    Returns
+    -------
+    xr.Dataset
+        ``low_latitude(time)`` and ``low_longitude(time)``, degrees, NaN where there is no low.
+    """
+    latitude, longitude = standard[names.LATITUDE].values, standard[names.LONGITUDE].values
+    place = {"latitude": latitude, "longitude": longitude}
+    times = standard.indexes[names.TIME]
+    levels = [
+        p for p in names.PHASE_SPACE_LEVELS if "zg" in standard and p in standard[names.LEVEL].values
+    ]
+    has_phase_space = {900, 600, 300} <= set(levels)
+    found = {name: np.full(len(times), np.nan, np.float32) for name in place}
+    last: LastMap | None = None
+    for start in range(0, len(times), block):
+        part = slice(start, min(start + block, len(times)))
+        maps = standard.isel({names.TIME: part})
+        msl = maps["msl"].values
+        if has_phase_space:
+            zg = maps["zg"].sel({names.LEVEL: levels})
+            order = (names.TIME, names.LEVEL, names.LATITUDE, names.LONGITUDE)
+            lows = lows_of_maps(
+                zg.transpose(*order).values,
+                msl,
+                sea,
+                times=times[part],
+                levels=levels,
+                definition=definition,
+                previous=last,
+                **place,
+            )
+            last = lows.last
+            found["latitude"][part], found["longitude"][part] = lows.low_latitude, lows.low_longitude
+            continue
+        centres = find_lows(msl, sea, max_hpa=1100.0, **place)
+        # Ordered by pressure inside a map: the first of each is its deepest.
+        of_map, first = np.unique(centres.map_index, return_index=True)
+        found["latitude"][start + of_map] = centres.latitude[first]
+        found["longitude"][start + of_map] = centres.longitude[first]
+    return xr.Dataset(
+        {f"low_{name}": (names.TIME, values) for name, values in found.items()},
+        coords={names.TIME: standard[names.TIME]},
+    )

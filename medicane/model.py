@@ -180,7 +180,7 @@ def compile_detector(model: keras.Model, config: configuration.Train, *, steps: 
 
 def smallest_grid(config: configuration.Model) -> int:
     """Cells a side that the encoder needs, so that its last block still has one."""
-    return DENSENET121_STRIDE if config.encoder == "densenet121" else 2 ** len(config.blocks)
+    return DENSENET121_STRIDE if config.encoder == "densenet121" else 2 ** (len(config.blocks) + 1)
 
 
 def encoder_of(model: keras.Model) -> keras.Model:
@@ -309,6 +309,7 @@ def _compact_densenet(x: Any, chosen: configuration.Model, *, l2: float) -> Any:
         return layers.Activation("relu", name=f"{name}_relu")(x)
 
     x = convolution(x, 2 * growth, 5, "stem", strides=2)
+    x = layers.MaxPooling2D(3, strides=2, padding="same", name="stem_pool")(activated(x, "stem"))
     for number, depth in enumerate(chosen.blocks, start=1):
         for step in range(1, depth + 1):
             name = f"block{number}_{step}"

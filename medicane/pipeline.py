@@ -331,8 +331,9 @@ def detect(
     from medicane import channels, experiments
     from medicane import model as detector
     from medicane.grids import open_grids
+    from medicane.lows import lows_of_dataset
     from medicane.predict import label_maps, predict, read_detections, same_model, write_detections
-    from medicane.standardise import standardise
+    from medicane.standardise import land_sea_mask, standardise
 
     if "://" in str(out):
         raise InputError(f"--out {out}", "detections are written to a local folder")
@@ -396,7 +397,11 @@ def detect(
             progress=progress,
             where=where,
         )
-        lows = _lows(standard, Label(**facts["label"]))
+        lows = lows_of_dataset(
+            standard,
+            definition=Label(**facts["label"]),
+            sea=land_sea_mask(standard[names.LATITUDE], standard[names.LONGITUDE]).values < 0.5,
+        )
         known = predicted.sizes[names.TIME] - new
         labelled = label_maps(
             predicted.isel({names.TIME: slice(known, None)}),
