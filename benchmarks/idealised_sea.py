@@ -20,8 +20,8 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
 from medicane import config, names, phase_space, synthetic
-from medicane.land import land_sea_mask
-from medicane.lows import lows_of_maps
+from medicane.phase_space.lows import lows_of_maps
+from medicane.standardise.land import land_sea_mask
 
 LABEL = config.Label()
 #: Half-width, in grid points, of the pressure map about a storm.

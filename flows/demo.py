@@ -26,7 +26,10 @@ def flow_steps() -> pipeline.Steps:
         train=lambda path: train(path, and_evaluate=False),
         evaluate=lambda path: evaluate(path),
         detect=lambda path, inputs, model, out: detect(
-            inputs=inputs, model=model, out=out, tracking_uri=pipeline.tracking_uri(load_config(path))
+            inputs=inputs,
+            model=model,
+            out=out,
+            tracking_uri=pipeline.tracking_uri(load_config(path)),
         ),
     )
 

@@ -21,11 +21,15 @@ def io_fault(task: Any, task_run: Any, state: Any) -> bool:
 
 
 def _is_io(error: BaseException) -> bool:
-    return isinstance(error, OSError) and not isinstance(error, (FileNotFoundError, PermissionError))
+    return isinstance(error, OSError) and not isinstance(
+        error, (FileNotFoundError, PermissionError)
+    )
 
 
 def _is_connection(error: BaseException) -> bool:
-    return isinstance(error, (ConnectionError, TimeoutError)) or "Connection" in type(error).__name__
+    return (
+        isinstance(error, (ConnectionError, TimeoutError)) or "Connection" in type(error).__name__
+    )
 
 
 #: The keyword arguments of every task that reads or writes.

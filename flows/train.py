@@ -20,7 +20,10 @@ def fit(config: FilePath) -> pipeline.Trained:
 
 @task(**ON_IO_FAULT)
 def score(
-    config: FilePath, model: str | None, split: Literal["train", "validation", "test"], out: Path | None
+    config: FilePath,
+    model: str | None,
+    split: Literal["train", "validation", "test"],
+    out: Path | None,
 ) -> pipeline.Evaluated:
     """Score a model and write its report."""
     return pipeline.evaluate(load_config(config), model=model, split=split, out=out)

@@ -315,9 +315,14 @@ def run(application: App, argv: Sequence[str] | None = None) -> None:
 
 def _status(command: Callable[[], object], *, debug: bool) -> int:
     """Run a command; bad input becomes one line and 2, anything else one line and 1."""
-    for name, value in (("TF_CPP_MIN_LOG_LEVEL", "2"), ("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")):
+    for name, value in (
+        ("TF_CPP_MIN_LOG_LEVEL", "2"),
+        ("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false"),
+    ):
         os.environ.setdefault(name, value)
-    logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s", stream=sys.stderr)
+    logging.basicConfig(
+        level=logging.WARNING, format="%(levelname)s: %(message)s", stream=sys.stderr
+    )
     for noisy in ("mlflow", "alembic"):
         logging.getLogger(noisy).setLevel(logging.WARNING)
     try:
@@ -339,7 +344,9 @@ def _status(command: Callable[[], object], *, debug: bool) -> int:
         if debug:
             raise
         told = (str(error).strip().splitlines() or [""])[0]
-        sys.stderr.write(f"medicane: internal failure: {type(error).__name__}: {told} (--debug shows where)\n")
+        sys.stderr.write(
+            f"medicane: internal failure: {type(error).__name__}: {told} (--debug shows where)\n"
+        )
         return 1
     return 0
 
@@ -367,8 +374,8 @@ def _bar(name: str) -> Iterator[Progress | None]:
     if not sys.stderr.isatty():
         yield None
         return
-    from rich.console import Console
     from rich import progress as rich_progress
+    from rich.console import Console
 
     columns = (
         rich_progress.TextColumn(name),

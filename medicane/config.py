@@ -120,8 +120,10 @@ class Splits(Section):
     @field_validator("train", "validation", "test", mode="before")
     @classmethod
     def _naive_utc(cls, value: Any) -> Any:
-        if isinstance(value, (list, tuple)) and len(value) == 2 and not isinstance(
-            value[0], (list, tuple)
+        if (
+            isinstance(value, (list, tuple))
+            and len(value) == 2
+            and not isinstance(value[0], (list, tuple))
         ):
             value = [value]
         return [[_as_utc(moment, last=i == 1) for i, moment in enumerate(pair)] for pair in value]
@@ -307,7 +309,9 @@ def read_yaml(path: Path) -> dict[str, Any]:
     return values
 
 
-def make_config(values: dict[str, Any], *, where: str = "configuration", folder: Path | None = None) -> Config:
+def make_config(
+    values: dict[str, Any], *, where: str = "configuration", folder: Path | None = None
+) -> Config:
     """Check a mapping and make it a `Config`; relative paths are taken from `folder`."""
     try:
         config = Config.model_validate(values)
@@ -320,7 +324,9 @@ def _one_line(error: ValidationError) -> str:
     """The first fault of a validation, and how many more there are."""
     faults = error.errors(include_url=False)
     first = faults[0]
-    key = ".".join(str(part) for part in first["loc"] if part != "function-after") or "configuration"
+    key = (
+        ".".join(str(part) for part in first["loc"] if part != "function-after") or "configuration"
+    )
     if first["type"] == "extra_forbidden":
         told = f"{key}: unknown key"
     elif first["type"] == "missing":

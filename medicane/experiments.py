@@ -149,7 +149,9 @@ class Run:
 
 
 @contextmanager
-def training_run(config: Config, *, name: str, tags: Mapping[str, str] | None = None) -> Iterator[Run]:
+def training_run(
+    config: Config, *, name: str, tags: Mapping[str, str] | None = None
+) -> Iterator[Run]:
     """Open a run that says how to repeat it; closed as failed when the body raises."""
     experiment = use_tracking(tracking_uri(config), experiment=config.tracking.experiment)
     with mlflow.start_run(experiment_id=experiment, run_name=name) as active:
@@ -239,7 +241,9 @@ def model_file(uri: str, *, tracking: str | None = None) -> ModelFile:
     if not uri.startswith(("models:/", "runs:/")):
         path = Path(uri)
         if not path.is_file():
-            raise InputError(uri, "the model must be a .keras file or an MLflow model URI", found="no such file")
+            raise InputError(
+                uri, "the model must be a .keras file or an MLflow model URI", found="no such file"
+            )
         return ModelFile(path, path.resolve().as_uri(), "file", None)
     if tracking is not None:
         mlflow.set_tracking_uri(tracking)
@@ -334,7 +338,9 @@ def git_commit() -> str | None:
 
 def _environment() -> str:
     packages = {d.metadata["Name"]: d.version for d in importlib.metadata.distributions()}
-    return "\n".join(f"{name}=={version}" for name, version in sorted(packages.items()) if name) + "\n"
+    return (
+        "\n".join(f"{name}=={version}" for name, version in sorted(packages.items()) if name) + "\n"
+    )
 
 
 def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

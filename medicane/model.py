@@ -92,9 +92,7 @@ class Calibration(layers.Layer):
     """
 
     def build(self, input_shape: tuple[int | None, ...]) -> None:
-        self.offset = self.add_weight(
-            name="offset", shape=(), initializer="zeros", trainable=False
-        )
+        self.offset = self.add_weight(name="offset", shape=(), initializer="zeros", trainable=False)
         self.temperature = self.add_weight(
             name="temperature", shape=(), initializer="ones", trainable=False
         )
@@ -234,10 +232,16 @@ def load_detector(path: str | Path) -> keras.Model:
     try:
         model = keras.saving.load_model(path, compile=False, safe_mode=True)
     except Exception as error:
-        first_line = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise InputError(path, "must be a .keras model that loads in safe mode", found=first_line) from error
+        first_line = (
+            str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        )
+        raise InputError(
+            path, "must be a .keras model that loads in safe mode", found=first_line
+        ) from error
     if not any(isinstance(layer, DetectorCard) for layer in model.layers):
-        raise InputError(path, "must be a medicane detector", found=f"a Keras model named {model.name!r}")
+        raise InputError(
+            path, "must be a medicane detector", found=f"a Keras model named {model.name!r}"
+        )
     return model
 
 
@@ -254,7 +258,9 @@ def check_maps(
     facts = facts_of(model)
     if list(channels) != facts["channels"]:
         raise InputError(
-            where, f"the model needs the channels {facts['channels']} in this order", found=list(channels)
+            where,
+            f"the model needs the channels {facts['channels']} in this order",
+            found=list(channels),
         )
     least = int(facts.get("smallest_grid", 1))
     if min(shape) < least:
@@ -280,7 +286,10 @@ def _encoder(config: configuration.Config, statistics: Statistics) -> keras.Mode
         x = _compact_densenet(normalised, chosen, l2=config.train.l2)
     # The mean alone dilutes a storm of a few cells; the maximum keeps it visible.
     pooled = layers.Concatenate(name="features")(
-        [layers.GlobalAveragePooling2D(name="mean")(x), layers.GlobalMaxPooling2D(name="maximum")(x)]
+        [
+            layers.GlobalAveragePooling2D(name="mean")(x),
+            layers.GlobalMaxPooling2D(name="maximum")(x),
+        ]
     )
     encoder = keras.Model(image, pooled, name="encoder")
     if chosen.weights is not None and chosen.encoder == "compact":
@@ -360,7 +369,11 @@ def _head(config: configuration.Config, features: int) -> keras.Model:
     x = layers.Dropout(chosen.dropout, name="dropout_in")(sequence)
     cell = layers.LSTM if chosen.rnn == "lstm" else layers.GRU
     x = cell(
-        chosen.units, return_sequences=True, kernel_regularizer=l2, recurrent_regularizer=l2, name=chosen.rnn
+        chosen.units,
+        return_sequences=True,
+        kernel_regularizer=l2,
+        recurrent_regularizer=l2,
+        name=chosen.rnn,
     )(x)
     x = layers.Dropout(chosen.dropout, name="dropout_out")(x)
     logit = layers.Dense(1, kernel_regularizer=l2, dtype="float32", name="logit")(x)

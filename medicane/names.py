@@ -79,13 +79,19 @@ VARIABLES: dict[str, Variable] = {
         "land_binary_mask", "1", "land-sea mask (1 = land)", False, ("sftlf", "land_sea_mask")
     ),
     "zg": Variable(
-        "geopotential_height", "m", "geopotential height", True, ("gh", "hgt", "geopotential_height")
+        "geopotential_height",
+        "m",
+        "geopotential height",
+        True,
+        ("gh", "hgt", "geopotential_height"),
     ),
     "z": Variable("geopotential", "m2 s-2", "geopotential", True, ("geopotential", "phi")),
     "t": Variable("air_temperature", "K", "air temperature", True, ("ta", "temperature")),
     "u": Variable("eastward_wind", "m s-1", "eastward wind", True, ("ua", "u_component_of_wind")),
     "v": Variable("northward_wind", "m s-1", "northward wind", True, ("va", "v_component_of_wind")),
-    "q": Variable("specific_humidity", "1", "specific humidity", True, ("hus", "specific_humidity")),
+    "q": Variable(
+        "specific_humidity", "1", "specific humidity", True, ("hus", "specific_humidity")
+    ),
 }
 
 #: What others call the coordinates.

@@ -23,7 +23,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict
 
 from medicane import names
-from medicane.config import ChannelFormula, Config, Domain, Label, Sea, load_config, make_config
+from medicane.config import ChannelFormula, Config, Domain, Label, Sea, load_config
 from medicane.errors import InputError
 
 LOG = logging.getLogger(__name__)
@@ -126,7 +126,9 @@ def train(config: Config, *, progress: Progress | None = None) -> Trained:
         "label_version": config.label.version,
         "idealised_sea": str(bool(store.attrs.get("idealised", 0))).lower(),
     }
-    with experiments.training_run(config, name=f"{config.model.encoder}-{config.model.rnn}", tags=tags) as run:
+    with experiments.training_run(
+        config, name=f"{config.model.encoder}-{config.model.rnn}", tags=tags
+    ) as run:
 
         def follow(epoch: int, scores: Any) -> None:
             run.log_metrics(scores, step=epoch)
@@ -161,14 +163,20 @@ def train(config: Config, *, progress: Progress | None = None) -> Trained:
             report.training_curves(trained.history, folder / "training_curves.png")
             run.log_file(folder, folder="figures")
         first = np.flatnonzero(chosen)[: config.sequences.length]
-        example = store["maps"].isel({names.TIME: first}).transpose(
-            names.TIME, names.LATITUDE, names.LONGITUDE, names.CHANNEL
+        example = (
+            store["maps"]
+            .isel({names.TIME: first})
+            .transpose(names.TIME, names.LATITUDE, names.LONGITUDE, names.CHANNEL)
         )
         registered = experiments.register_model(
             run,
             trained.model,
             example=example.values[None],
-            tags={**tags, "label_definition": config.label.model_dump_json(), "threshold": str(trained.threshold)},
+            tags={
+                **tags,
+                "label_definition": config.label.model_dump_json(),
+                "threshold": str(trained.threshold),
+            },
         )
         uri = experiments.tracking_uri(config)
         return Trained(
@@ -331,7 +339,7 @@ def detect(
     from medicane import channels, experiments
     from medicane import model as detector
     from medicane.grids import open_grids
-    from medicane.lows import lows_of_dataset
+    from medicane.phase_space.lows import lows_of_dataset
     from medicane.predict import label_maps, predict, read_detections, same_model, write_detections
     from medicane.standardise import land_sea_mask, standardise
 
@@ -421,7 +429,10 @@ def detect(
             )
         before = labelled
         write_detections(
-            out, before, step_hours=step_hours, history=series.isel({names.TIME: slice(-(length - 1), None)}).load()
+            out,
+            before,
+            step_hours=step_hours,
+            history=series.isel({names.TIME: slice(-(length - 1), None)}).load(),
         )
     listing = pd.read_csv(out / "events.csv")
     return Detected(
@@ -487,8 +498,8 @@ class Steps:
     prepare: Callable[[Path], Prepared] = lambda path: prepare(load_config(path))
     train: Callable[[Path], Trained] = lambda path: train(load_config(path))
     evaluate: Callable[[Path], Evaluated] = lambda path: evaluate(load_config(path))
-    detect: Callable[[Path, list[str], str, Path], Detected] = lambda path, inputs, model, out: detect(
-        inputs, model=model, out=out, tracking=tracking_uri(load_config(path))
+    detect: Callable[[Path, list[str], str, Path], Detected] = lambda path, inputs, model, out: (
+        detect(inputs, model=model, out=out, tracking=tracking_uri(load_config(path)))
     )
 
 
@@ -571,7 +582,11 @@ _DEMO_MARK = ".medicane-demo"
 def _empty_demo_folder(out: Path) -> None:
     if out.exists():
         if not out.is_dir() or (any(out.iterdir()) and not (out / _DEMO_MARK).exists()):
-            raise InputError(f"--out {out}", "must be a new folder or one of an earlier demo", found="other files")
+            raise InputError(
+                f"--out {out}",
+                "must be a new folder or one of an earlier demo",
+                found="other files",
+            )
         shutil.rmtree(out)
     out.mkdir(parents=True)
     (out / _DEMO_MARK).touch()

@@ -349,7 +349,11 @@ def _centre(detections: xr.Dataset, name: str, index: int) -> float:
 
 
 def _iso(time: Any) -> str:
-    return str(pd.Timestamp(time).isoformat()) if isinstance(time, (pd.Timestamp, np.datetime64)) else time.isoformat()
+    return (
+        str(pd.Timestamp(time).isoformat())
+        if isinstance(time, (pd.Timestamp, np.datetime64))
+        else time.isoformat()
+    )
 
 
 def _stamp(time: Any) -> str:

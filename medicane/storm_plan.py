@@ -7,7 +7,7 @@ from dataclasses import replace
 import numpy as np
 
 from medicane import config
-from medicane.sphere import distance_km
+from medicane.phase_space.sphere import distance_km
 from medicane.storms import MEDICANE, NEGATIVES, Array, IsLand, Storm, draw_storm
 
 #: Share of storms born in each month; heat lows have their own.

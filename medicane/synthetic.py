@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from medicane import background, config, names, sea_files, storm_plan, storms, vortex
 from medicane.errors import InputError
-from medicane.land import land_sea_mask
+from medicane.standardise.land import land_sea_mask
 
 _log = logging.getLogger(__name__)
 

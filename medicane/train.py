@@ -26,9 +26,9 @@ from sklearn.metrics import average_precision_score
 from medicane import __version__, names
 from medicane import model as detector
 from medicane.batches import SequenceBatches
-from medicane.calibration import fit_temperature, fit_threshold
 from medicane.config import Config
 from medicane.errors import InputError
+from medicane.evaluate.calibration import fit_temperature, fit_threshold
 from medicane.normalise import Statistics, training_statistics
 from medicane.predict import predict
 from medicane.sequences import split_times, split_windows
@@ -109,7 +109,12 @@ def train_detector(
     model = detector.build_detector(config, statistics, facts=facts)
     detector.compile_detector(model, config.train, steps=config.train.epochs * len(batches))
     follow = _Follow(
-        config, store, splits["validation"], batches, checkpoint=checkpoint, on_epoch=on_epoch,
+        config,
+        store,
+        splits["validation"],
+        batches,
+        checkpoint=checkpoint,
+        on_epoch=on_epoch,
         key=_key(config, store),
     )
     first = follow.resume(model)
@@ -164,7 +169,9 @@ def _check_store(config: Config, store: xr.Dataset) -> None:
     stored = [str(name) for name in store[names.CHANNEL].values]
     if stored != list(config.data.channel_names):
         raise InputError(
-            f"{where}: channels", f"must be those of data.channels {list(config.data.channel_names)}", found=stored
+            f"{where}: channels",
+            f"must be those of data.channels {list(config.data.channel_names)}",
+            found=stored,
         )
     shape = (store.sizes[names.LATITUDE], store.sizes[names.LONGITUDE])
     least = detector.smallest_grid(config.model)
@@ -230,9 +237,7 @@ def _calibrate(
     calibrated = (logits - offset) / temperature.value
     threshold = fit_threshold(1 / (1 + np.exp(-calibrated)), labels)
     chosen = threshold.value if config.detect.threshold is None else config.detect.threshold
-    detector.set_calibration(
-        model, temperature=temperature.value, offset=offset, threshold=chosen
-    )
+    detector.set_calibration(model, temperature=temperature.value, offset=offset, threshold=chosen)
     notes = tuple(fitted.note for fitted in (temperature, threshold) if fitted.note)
     for note in notes:
         LOG.warning("calibration: %s", note)
@@ -255,7 +260,12 @@ class _Follow(keras.callbacks.Callback):
     ) -> None:
         super().__init__()
         self._config, self._store, self._validation = config, store, validation
-        self._batches, self._checkpoint, self._on_epoch, self._key = batches, checkpoint, on_epoch, key
+        self._batches, self._checkpoint, self._on_epoch, self._key = (
+            batches,
+            checkpoint,
+            on_epoch,
+            key,
+        )
         self.rows: list[dict[str, float]] = []
         self.best, self.best_epoch, self.stopped = -np.inf, 0, False
         self.best_weights: list[np.ndarray] | None = None

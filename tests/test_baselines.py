@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 import xarray as xr
 
-from medicane.baselines import climatology, physical_rule
 from medicane.config import Label
 from medicane.errors import InputError
+from medicane.evaluate.baselines import climatology, physical_rule
 
 
 def years(n, start="2001-01-01"):

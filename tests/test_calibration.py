@@ -8,7 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.special import expit, logit
 
-from medicane.calibration import (
+from medicane.errors import InputError
+from medicane.evaluate.calibration import (
     TEMPERATURE_RANGE,
     calibrate,
     fit_rule,
@@ -16,7 +17,6 @@ from medicane.calibration import (
     fit_temperature,
     fit_threshold,
 )
-from medicane.errors import InputError
 
 
 @pytest.fixture

@@ -11,9 +11,15 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from medicane.catalogue import PHASES, bundled_catalogue, catalogue_table, merge, read_catalogue
 from medicane.config import Domain
 from medicane.errors import InputError
+from medicane.labels.catalogue import (
+    PHASES,
+    bundled_catalogue,
+    catalogue_table,
+    merge,
+    read_catalogue,
+)
 
 
 @pytest.fixture
@@ -37,7 +43,7 @@ def test_windows_are_read(written) -> None:
     storms = read_catalogue(
         written(
             "storm,start,end,note\n"
-            "Numa,2017-11-16T14:45,2017-11-18T12:40,\"one, two\"\n"
+            'Numa,2017-11-16T14:45,2017-11-18T12:40,"one, two"\n'
             "\n"
             "Rolf, 2011-11-07 18:00:00 , 2011-11-08T08:05Z ,x\n"
         )
@@ -52,8 +58,14 @@ def test_windows_are_read(written) -> None:
 
 @pytest.mark.parametrize(
     "text",
-    ["2011-11-07T18:00", "2011-11-07T18:00Z", "2011-11-07T18:00:00+00:00", "2011-11-07 18:00",
-     "20111107T180000", "2011-11-07T18:00:00.000000-00:00"],
+    [
+        "2011-11-07T18:00",
+        "2011-11-07T18:00Z",
+        "2011-11-07T18:00:00+00:00",
+        "2011-11-07 18:00",
+        "20111107T180000",
+        "2011-11-07T18:00:00.000000-00:00",
+    ],
 )
 def test_iso_times_in_utc_are_accepted(written, text: str) -> None:
     storms = read_catalogue(written(f"storm,start,end\nRolf,{text},2011-11-08\n"))

@@ -14,8 +14,8 @@ import pytest
 import xarray as xr
 import zarr
 
-from medicane.commits import ArrayPlan, CommittedGroup, sole_writer
 from medicane.errors import InputError
+from medicane.store.commits import ArrayPlan, CommittedGroup, sole_writer
 
 PLANS = {
     "time": ArrayPlan(
@@ -206,7 +206,7 @@ def test_metadata_are_strict_json(group, path):
 
 HOLD = """
 import sys, pathlib
-from medicane.commits import sole_writer
+from medicane.store.commits import sole_writer
 with sole_writer(pathlib.Path(sys.argv[1])):
     print("held", flush=True)
     sys.stdin.read()
@@ -255,7 +255,7 @@ import sys, pathlib
 import numpy as np
 sys.path.insert(0, sys.argv[2])
 from test_commits import rows
-from medicane.commits import CommittedGroup
+from medicane.store.commits import CommittedGroup
 group = CommittedGroup.open(pathlib.Path(sys.argv[1]))
 for start in range(6, 400, 5):
     group.append(rows(start, start + 5))

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from medicane.errors import InputError
-from medicane.events import (
+from medicane.evaluate.events import (
     episodes,
     event_scores,
     hours_from_first,

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn.metrics import average_precision_score
 
-from medicane.intervals import (
+from medicane.evaluate.intervals import (
     Resampling,
     percentiles,
     resample_blocks,

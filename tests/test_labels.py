@@ -15,10 +15,10 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from medicane import labels
-from medicane.catalogue import PHASES, bundled_catalogue, merge, read_catalogue
 from medicane.config import Domain, Label
 from medicane.errors import InputError
 from medicane.labels import label_times
+from medicane.labels.catalogue import PHASES, bundled_catalogue, merge, read_catalogue
 
 START = np.datetime64("2020-01-01T00", "ns")
 HOUR = np.timedelta64(1, "h")

@@ -16,9 +16,9 @@ from numpy.typing import NDArray
 
 from medicane.config import Label
 from medicane.errors import InputError
-from medicane.lows import Lows, find_lows, lows_of_maps
 from medicane.phase_space import phase_space, satisfies
-from medicane.sphere import distance_km
+from medicane.phase_space.lows import Lows, find_lows, lows_of_maps
+from medicane.phase_space.sphere import distance_km
 
 LAT, LON = np.arange(48, 27.9, -0.5), np.arange(-10, 42.1, 0.5)
 SEA = np.ones((LAT.size, LON.size), bool)
@@ -270,9 +270,7 @@ def test_other_calendars_pass() -> None:
     times = np.array([cftime.Datetime360Day(2001, 2, 30, h) for h in (0, 6)], object)
     found = lows(zg, msl, times)
     assert found.last.tracks[0].heading_deg == pytest.approx(90, abs=8)
-    again = lows(
-        zg[1:], msl[1:], times[1:], previous=lows(zg[:1], msl[:1], times[:1]).last
-    )
+    again = lows(zg[1:], msl[1:], times[1:], previous=lows(zg[:1], msl[:1], times[:1]).last)
     assert again.b[0] == found.b[1]
 
 

@@ -62,7 +62,11 @@ def test_one_probability_a_map(network: keras.Model, maps: np.ndarray) -> None:
 def test_any_length_and_any_grid(
     network: keras.Model, length: int, height: int, width: int
 ) -> None:
-    assert network.predict(np.zeros((2, length, height, width, 3)), verbose=0).shape == (2, length, 1)
+    assert network.predict(np.zeros((2, length, height, width, 3)), verbose=0).shape == (
+        2,
+        length,
+        1,
+    )
 
 
 def test_folded_time_equals_time_distributed(network: keras.Model, maps: np.ndarray) -> None:
@@ -102,9 +106,7 @@ def test_keras_round_trip_is_exact(network: keras.Model, maps: np.ndarray, tmp_p
     path = tmp_path / "detector.keras"
     network.save(path)
     loaded = detector.load_detector(path)
-    np.testing.assert_array_equal(
-        network.predict(maps, verbose=0), loaded.predict(maps, verbose=0)
-    )
+    np.testing.assert_array_equal(network.predict(maps, verbose=0), loaded.predict(maps, verbose=0))
     assert detector.facts_of(loaded) == detector.facts_of(network)
     assert detector.facts_of(loaded)["threshold"] == 0.31
     assert detector.facts_of(loaded)["channels"] == list(CHANNELS)
@@ -235,7 +237,9 @@ class TestLoading:
     def test_another_keras_model(self, tmp_path: Path) -> None:
         path = tmp_path / "other.keras"
         keras.Sequential([keras.Input((3,)), keras.layers.Dense(1)], name="other").save(path)
-        with pytest.raises(InputError, match="must be a medicane detector; found a Keras model named 'other'"):
+        with pytest.raises(
+            InputError, match="must be a medicane detector; found a Keras model named 'other'"
+        ):
             detector.load_detector(path)
 
     def test_code_inside_a_model_is_not_run(self, tmp_path: Path) -> None:
@@ -250,7 +254,11 @@ class TestLoading:
         path = tmp_path / "detector.keras"
         network.save(path)
         with zipfile.ZipFile(path) as archive:
-            assert sorted(archive.namelist()) == ["config.json", "metadata.json", "model.weights.h5"]
+            assert sorted(archive.namelist()) == [
+                "config.json",
+                "metadata.json",
+                "model.weights.h5",
+            ]
             json.loads(archive.read("config.json"))
 
 
@@ -265,7 +273,9 @@ class TestDenseNet121:
         return path
 
     def test_frozen_up_to_conv4(self, weights: Path) -> None:
-        config = configuration(model={"encoder": "densenet121", "weights": str(weights), "units": 8})
+        config = configuration(
+            model={"encoder": "densenet121", "weights": str(weights), "units": 8}
+        )
         built = detector.build_detector(config, STATISTICS)
         backbone = detector.encoder_of(built).get_layer("densenet121")
         loaded = keras.applications.DenseNet121(
@@ -275,7 +285,11 @@ class TestDenseNet121:
         np.testing.assert_array_equal(
             backbone.get_layer("conv1_conv").kernel, loaded.get_layer("conv1_conv").kernel
         )
-        trainable = {layer.name.split("_")[0] for layer in backbone.layers if layer.trainable and layer.weights}
+        trainable = {
+            layer.name.split("_")[0]
+            for layer in backbone.layers
+            if layer.trainable and layer.weights
+        }
         assert trainable == {"conv5", "bn"}  # "bn" is the network's last normalisation
         adapter = detector.encoder_of(built).get_layer("channel_adapter")
         assert adapter.kernel.shape == (1, 1, 3, 3)
@@ -283,17 +297,23 @@ class TestDenseNet121:
 
     def test_without_weights_nothing_is_frozen(self) -> None:
         config = configuration(model={"encoder": "densenet121", "units": 8})
-        backbone = detector.encoder_of(detector.build_detector(config, STATISTICS)).get_layer("densenet121")
+        backbone = detector.encoder_of(detector.build_detector(config, STATISTICS)).get_layer(
+            "densenet121"
+        )
         assert all(layer.trainable for layer in backbone.layers)
 
     def test_a_file_that_does_not_fit(self, tmp_path: Path) -> None:
         path = tmp_path / "small.weights.h5"
         keras.Sequential([keras.Input((3,)), keras.layers.Dense(1)]).save_weights(path)
         config = configuration(model={"encoder": "densenet121", "weights": str(path)})
-        with pytest.raises(InputError, match=r"model\.weights: .*small\.weights\.h5: must fit densenet121"):
+        with pytest.raises(
+            InputError, match=r"model\.weights: .*small\.weights\.h5: must fit densenet121"
+        ):
             detector.build_detector(config, STATISTICS)
 
     def test_a_file_that_is_not_there(self) -> None:
         config = configuration(model={"encoder": "densenet121", "weights": "nowhere.h5"})
-        with pytest.raises(InputError, match=r"model\.weights: must be a local weights file; found nowhere\.h5"):
+        with pytest.raises(
+            InputError, match=r"model\.weights: must be a local weights file; found nowhere\.h5"
+        ):
             detector.build_detector(config, STATISTICS)

@@ -24,7 +24,7 @@ from medicane.phase_space import (
     thickness_slopes,
     warm_core_score,
 )
-from medicane.sphere import bearing_deg
+from medicane.phase_space.sphere import bearing_deg
 
 G0 = 9.80665
 LEVELS = np.arange(900.0, 299.0, -50.0)
@@ -170,9 +170,7 @@ def test_shear_along_the_motion_gives_the_b_of_the_design(toward: float) -> None
 def test_without_a_heading_b_is_the_worst_of_all() -> None:
     z, lat, lon = sheared(10.0, 70.0)
     space = {"levels": (900, 600, 300), "latitude": lat, "longitude": lon, "centre": (37, 20)}
-    every = [
-        phase_space(z, **space, radius_km=200, heading_deg=h).b for h in range(0, 360, 15)
-    ]
+    every = [phase_space(z, **space, radius_km=200, heading_deg=h).b for h in range(0, 360, 15)]
     assert phase_space(z, **space, radius_km=200).b == pytest.approx(max(every))
 
 
@@ -362,9 +360,7 @@ def test_a_causal_hold_never_looks_ahead(flags: list[bool], data: st.DataObject)
 # --- distances ----------------------------------------------------------------------------------
 
 
-@given(
-    st.floats(-89, 89), st.floats(-180, 180), st.floats(-89, 89), st.floats(-180, 180)
-)
+@given(st.floats(-89, 89), st.floats(-180, 180), st.floats(-89, 89), st.floats(-180, 180))
 def test_distance_is_symmetric_and_crosses_the_date_line(
     lat1: float, lon1: float, lat2: float, lon2: float
 ) -> None:

@@ -118,7 +118,9 @@ def test_a_gap_begins_anew(network: keras.Model, caplog: pytest.LogCaptureFixtur
 
 
 def test_too_few_maps(network: keras.Model) -> None:
-    with pytest.raises(InputError, match=r"three\.nc: one sequence is 10 maps 6 h apart .* found 3 maps, at most 3"):
+    with pytest.raises(
+        InputError, match=r"three\.nc: one sequence is 10 maps 6 h apart .* found 3 maps, at most 3"
+    ):
         predict(network, series(3), where="three.nc")
 
 
@@ -145,7 +147,9 @@ def test_lazy_maps_are_read_once_and_in_blocks(network: keras.Model) -> None:
         return block
 
     lazy = maps.chunk(time=10)
-    lazy = lazy.copy(data=lazy.data.map_blocks(load, dtype=np.float32, meta=np.empty((0, 0, 0, 0), np.float32)))
+    lazy = lazy.copy(
+        data=lazy.data.map_blocks(load, dtype=np.float32, meta=np.empty((0, 0, 0, 0), np.float32))
+    )
     found = predict(network, lazy, block=20)
     assert sorted(read) == [(i, i + 10) for i in range(0, 60, 10)]
     np.testing.assert_allclose(found["logit"], predict(network, maps)["logit"], atol=1e-5)
@@ -191,7 +195,11 @@ def test_labels_and_attributes() -> None:
     )
     assert found["medicane"].values.tolist() == [0, 1, 1, -1]
     assert found["medicane"].dtype == np.int8
-    assert found["medicane"].attrs["flag_meanings"].split() == ["unknown", "no_medicane", "medicane"]
+    assert found["medicane"].attrs["flag_meanings"].split() == [
+        "unknown",
+        "no_medicane",
+        "medicane",
+    ]
     assert found["probability"].attrs["units"] == "1"
     assert found.attrs["Conventions"].startswith("CF-")
     assert found.attrs["threshold"] == 0.5
@@ -203,7 +211,16 @@ def test_consecutive_detections_are_one_event() -> None:
     found = label_maps(probabilities(values), threshold=0.5, lows=lows(7))
     table = events(found, step_hours=6)
     assert list(table.columns) == (
-        "event_id,start,end,n_maps,max_probability,time_of_max,centre_latitude,centre_longitude".split(",")
+        [
+            "event_id",
+            "start",
+            "end",
+            "n_maps",
+            "max_probability",
+            "time_of_max",
+            "centre_latitude",
+            "centre_longitude",
+        ]
     )
     assert table[["start", "end", "n_maps"]].values.tolist() == [
         ["2020-09-15T06:00:00", "2020-09-15T12:00:00", 2],

@@ -18,9 +18,9 @@ from scipy.ndimage import gaussian_filter
 
 from medicane import report
 from medicane.evaluate import Forecast, read_scores, verify, write_scores
-from medicane.map_figures import case_map
 from medicane.report import telling_maps, write_report
-from medicane.tables import score_table_markdown
+from medicane.report.map_figures import case_map
+from medicane.report.tables import score_table_markdown
 
 CHANNELS = ("msl_local", "u10", "v10", "thickness_900_600_local", "thickness_600_300_local", "lsm")
 EVIL = '<script>alert("x")</script> $\\frac{ & Ianos'

@@ -15,8 +15,8 @@ from sklearn.calibration import calibration_curve
 from sklearn.metrics import average_precision_score
 
 from medicane.errors import InputError
-from medicane.intervals import resample_blocks
-from medicane.skill import (
+from medicane.evaluate.intervals import resample_blocks
+from medicane.evaluate.skill import (
     TABLE_SCORES,
     Forecast,
     contingency_scores,

@@ -17,12 +17,12 @@ import xarray as xr
 
 from medicane import names, store
 from medicane.channels import derive
-from medicane.commits import sole_writer
 from medicane.config import Config, make_config
 from medicane.errors import InputError
 from medicane.grids import open_grids
 from medicane.standardise import standardise
 from medicane.store import open_store, verify_store, write_store
+from medicane.store.commits import sole_writer
 
 LATITUDE = np.arange(44.0, 33.9, -0.5)
 LONGITUDE = np.arange(0.0, 12.1, 0.5)
@@ -299,7 +299,7 @@ def test_killed_before_the_first_commit_leaves_nothing_of_that_name(sea, out, mo
     def stop(*_: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("medicane.commits.CommittedGroup.commit", stop)
+    monkeypatch.setattr("medicane.store.commits.CommittedGroup.commit", stop)
     with pytest.raises(KeyboardInterrupt):
         write_store(recipe(sea, out, "0.nc"))
     assert not out.exists()

@@ -9,7 +9,7 @@ from scipy.stats import ks_2samp
 from medicane import config, storm_plan, storms, synthetic, vortex
 from medicane.errors import InputError
 from medicane.phase_space import hold, satisfies
-from medicane.sphere import distance_km
+from medicane.phase_space.sphere import distance_km
 
 LABEL = config.Label()
 SEA_KINDS = [storms.MEDICANE, *(k for k in storms.NEGATIVES if k != "heat_low")]

@@ -23,9 +23,9 @@ from medicane import config, names, phase_space, sea_files, storms, synthetic
 from medicane.errors import InputError
 from medicane.grids import open_grids
 from medicane.labels import label_times, read_catalogue
-from medicane.land import land_sea_mask
-from medicane.lows import lows_of_maps
+from medicane.phase_space.lows import lows_of_maps
 from medicane.standardise import standardise
+from medicane.standardise.land import land_sea_mask
 
 LABEL = config.Label()
 #: Three months of a coarse sea with storms enough.

@@ -65,7 +65,9 @@ def store() -> xr.Dataset:
 def test_it_learns_and_calibrates(store: xr.Dataset) -> None:
     epochs = []
     trained = train_detector(
-        configuration(train={"epochs": 12}), store, on_epoch=lambda n, s: epochs.append((n, dict(s)))
+        configuration(train={"epochs": 12}),
+        store,
+        on_epoch=lambda n, s: epochs.append((n, dict(s))),
     )
     assert trained.history["val_auc_pr"].max() > 0.8  # no skill: the base rate, about 0.2
     assert [n for n, _ in epochs] == trained.history["epoch"].tolist()
@@ -180,8 +182,13 @@ def test_lstm_and_sequence_mode(store: xr.Dataset) -> None:
 
 class TestRefusals:
     def test_no_medicane_to_learn_from(self, store: xr.Dataset) -> None:
-        empty = store.assign(medicane=("time", np.zeros(400, np.int8)), storm=("time", np.full(400, "")))
-        with pytest.raises(InputError, match=r"splits\.train: must hold at least one medicane map; found none among"):
+        empty = store.assign(
+            medicane=("time", np.zeros(400, np.int8)), storm=("time", np.full(400, ""))
+        )
+        with pytest.raises(
+            InputError,
+            match=r"splits\.train: must hold at least one medicane map; found none among",
+        ):
             train_detector(configuration(), empty)
 
     def test_other_channels_than_configured(self, store: xr.Dataset) -> None:
@@ -191,9 +198,13 @@ class TestRefusals:
 
     def test_grid_smaller_than_the_encoder(self, store: xr.Dataset) -> None:
         config = configuration(model={"blocks": [1, 1, 1, 1]})
-        with pytest.raises(InputError, match="needs a grid of at least 16 x 16 cells; found 8 x 10"):
+        with pytest.raises(
+            InputError, match="needs a grid of at least 16 x 16 cells; found 8 x 10"
+        ):
             train_detector(config, store)
-        with pytest.raises(InputError, match="densenet121 encoder needs a grid of at least 32 x 32"):
+        with pytest.raises(
+            InputError, match="densenet121 encoder needs a grid of at least 32 x 32"
+        ):
             train_detector(configuration(model={"encoder": "densenet121"}), store)
 
     def test_not_one_whole_sequence(self, store: xr.Dataset) -> None:

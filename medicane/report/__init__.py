@@ -22,10 +22,11 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 import xarray as xr
 
-from medicane import __version__, figures, map_figures, names, tables
-from medicane.intervals import resample_blocks
-from medicane.skill import Forecast, precision_recall, reliability
-from medicane.tables import score_table_markdown
+from medicane import __version__, names
+from medicane.evaluate.intervals import resample_blocks
+from medicane.evaluate.skill import Forecast, precision_recall, reliability
+from medicane.report import figures, map_figures, tables
+from medicane.report.tables import score_table_markdown
 
 if TYPE_CHECKING:
     import pandas as pd

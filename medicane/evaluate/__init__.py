@@ -20,12 +20,18 @@ import xarray as xr
 from numpy.typing import ArrayLike, NDArray
 
 from medicane import config, names
-from medicane.baselines import climatology, physical_rule
-from medicane.calibration import calibrate, fit_rule, fit_score, fit_temperature, fit_threshold
 from medicane.errors import InputError
-from medicane.events import episodes, event_scores, observed_events
-from medicane.intervals import FEW_STORMS, resample_blocks
-from medicane.skill import (
+from medicane.evaluate.baselines import climatology, physical_rule
+from medicane.evaluate.calibration import (
+    calibrate,
+    fit_rule,
+    fit_score,
+    fit_temperature,
+    fit_threshold,
+)
+from medicane.evaluate.events import episodes, event_scores, observed_events
+from medicane.evaluate.intervals import FEW_STORMS, resample_blocks
+from medicane.evaluate.skill import (
     Forecast,
     MapScores,
     contingency_scores,
@@ -35,7 +41,7 @@ from medicane.skill import (
     reliability,
     with_interval,
 )
-from medicane.sphere import distance_km
+from medicane.phase_space.sphere import distance_km
 
 __all__ = [
     "Forecast",

@@ -20,8 +20,8 @@ from sklearn.metrics import average_precision_score, precision_recall_curve
 
 from medicane import names
 from medicane.errors import InputError
-from medicane.events import wilson_interval
-from medicane.intervals import Resampling, percentiles, resampled_average_precision
+from medicane.evaluate.events import wilson_interval
+from medicane.evaluate.intervals import Resampling, percentiles, resampled_average_precision
 
 #: Name in scores.json → method of the contingency table in the ``scores`` library.
 TABLE_SCORES: dict[str, Callable[[BasicContingencyManager], xr.DataArray]] = {

@@ -192,11 +192,17 @@ def _tracks(
 ) -> pd.DataFrame:
     """One row for each run of positions of one track and phase within the domain."""
     lat = _numbers(
-        columns["lat"], lines, f"{where}: lat", "a latitude must lie in -90..90",
+        columns["lat"],
+        lines,
+        f"{where}: lat",
+        "a latitude must lie in -90..90",
         lambda x: -90 <= x <= 90,
     )
     lon = _numbers(
-        columns["lon"], lines, f"{where}: lon", "a longitude must lie in -180..360",
+        columns["lon"],
+        lines,
+        f"{where}: lon",
+        "a longitude must lie in -180..360",
         lambda x: -180 <= x <= 360,
     )
     points = pd.DataFrame(
@@ -212,12 +218,15 @@ def _tracks(
     if "mslp_hpa" in columns:
         texts = [text or "nan" for text in columns["mslp_hpa"]]
         points["mslp_hpa"] = _numbers(
-            texts, lines, f"{where}: mslp_hpa", "a pressure must be a number of hPa in 800..1100",
+            texts,
+            lines,
+            f"{where}: mslp_hpa",
+            "a pressure must be a number of hPa in 800..1100",
             lambda x: x != x or 800 <= x <= 1100,
         )
     points["inside"] = True if domain is None else _inside(points["lat"], points["lon"], domain)
     points = points.sort_values(["storm", "time", "strength"], kind="stable", ignore_index=True)
-    changed = (points[["storm", "phase", "inside"]] != points[["storm", "phase", "inside"]].shift())
+    changed = points[["storm", "phase", "inside"]] != points[["storm", "phase", "inside"]].shift()
     points["run"] = changed.any(axis=1).cumsum()
     points = points[points["inside"]]
     wanted: dict[str, Any] = {

@@ -9,7 +9,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from medicane import config, names, phase_space
 from medicane.errors import InputError
-from medicane.events import usual_step_hours
+from medicane.evaluate.events import usual_step_hours
 
 if TYPE_CHECKING:
     import xarray as xr

@@ -22,7 +22,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from medicane import config
 from medicane.errors import InputError
-from medicane.sphere import bearing_deg, cell_areas_km2, distance_km
+from medicane.phase_space.sphere import bearing_deg, cell_areas_km2, distance_km
 
 __all__ = [
     "PhaseSpace",
@@ -142,9 +142,7 @@ def phase_space_of_points(
     highest = np.where(valid[:, None], zg, -np.inf).max(axis=2, initial=-np.inf)
     lowest = np.where(valid[:, None], zg, np.inf).min(axis=2, initial=np.inf)
     with np.errstate(invalid="ignore"):
-        vtl, vtu = thickness_slopes(
-            np.where(covered[:, None], highest - lowest, np.nan), levels
-        )
+        vtl, vtu = thickness_slopes(np.where(covered[:, None], highest - lowest, np.nan), levels)
     lower, upper = (int(np.argmin(abs(levels - p))) for p in (900.0, 600.0))
     thickness = np.where(valid, zg[:, upper] - zg[:, lower], 0.0)
     weight = np.where(valid, area, 0.0)
@@ -159,9 +157,9 @@ def phase_space_of_points(
     share = np.heaviside(np.round(np.nan_to_num(side), 9), 0.5)
     right, left = weight[:, None] * share, weight[:, None] * (1 - share)
     with np.errstate(invalid="ignore", divide="ignore"):
-        b = (right * thickness[:, None]).sum(2) / right.sum(2) - (
-            left * thickness[:, None]
-        ).sum(2) / left.sum(2)
+        b = (right * thickness[:, None]).sum(2) / right.sum(2) - (left * thickness[:, None]).sum(
+            2
+        ) / left.sum(2)
     b = (b if north else -b).max(axis=1)
     return PhaseSpace(np.where(covered, b, np.nan), vtl, vtu)
 

@@ -13,9 +13,9 @@ from numpy.typing import NDArray
 
 from medicane import __version__, names
 from medicane.channels import describe
-from medicane.commits import ArrayPlan
 from medicane.config import Config
-from medicane.lows import LastMap, Track
+from medicane.phase_space.lows import LastMap, Track
+from medicane.store.commits import ArrayPlan
 
 SCHEMA_VERSION = 1
 #: Maps in a chunk of the store: a window of 12 touches at most two.

@@ -20,7 +20,7 @@ from medicane.phase_space import (
     phase_space_of_points,
     satisfies,
 )
-from medicane.sphere import FloatArray, bearing_deg, distance_km, gather, grid_discs
+from medicane.phase_space.sphere import FloatArray, bearing_deg, distance_km, gather, grid_discs
 
 #: Two minima closer than this are one low, km.
 SEPARATION_KM = 200.0
@@ -290,9 +290,7 @@ def lows_of_maps(
     steps = np.diff(hours_since_first(np.concatenate([first, moments])))
     if (steps[1:] <= 0).any() or (previous is not None and steps[0] <= 0):
         raise InputError("time", "times must increase strictly", found=f"steps of {steps.min()} h")
-    centres = find_lows(
-        pressure, sea, latitude=lat, longitude=lon, max_hpa=definition.msl_max_hpa
-    )
+    centres = find_lows(pressure, sea, latitude=lat, longitude=lon, max_hpa=definition.msl_max_hpa)
     heading = np.full(centres.row.size, np.nan)
     tracks = () if previous is None else previous.tracks
     bounds = np.searchsorted(centres.map_index, np.arange(n + 1))
@@ -389,7 +387,9 @@ def lows_of_dataset(
     place = {"latitude": latitude, "longitude": longitude}
     times = standard.indexes[names.TIME]
     levels = [
-        p for p in names.PHASE_SPACE_LEVELS if "zg" in standard and p in standard[names.LEVEL].values
+        p
+        for p in names.PHASE_SPACE_LEVELS
+        if "zg" in standard and p in standard[names.LEVEL].values
     ]
     has_phase_space = {900, 600, 300} <= set(levels)
     found = {name: np.full(len(times), np.nan, np.float32) for name in place}
@@ -412,7 +412,10 @@ def lows_of_dataset(
                 **place,
             )
             last = lows.last
-            found["latitude"][part], found["longitude"][part] = lows.low_latitude, lows.low_longitude
+            found["latitude"][part], found["longitude"][part] = (
+                lows.low_latitude,
+                lows.low_longitude,
+            )
             continue
         centres = find_lows(msl, sea, max_hpa=1100.0, **place)
         # Ordered by pressure inside a map: the first of each is its deepest.

@@ -10,8 +10,9 @@ from typing import Any
 import numpy as np
 import xarray as xr
 
-from medicane import config, names, remap
+from medicane import config, names
 from medicane.errors import InputError
+from medicane.standardise import remap
 
 #: Dimensions of a forecast beside its valid time.
 STEP_NAMES = ("step", "forecast_period", "leadtime", "lead_time", "prediction_timedelta")

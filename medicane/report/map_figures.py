@@ -14,7 +14,7 @@ from matplotlib.ticker import MultipleLocator
 from numpy.typing import NDArray
 
 from medicane import names
-from medicane.land import land_sea_mask
+from medicane.standardise.land import land_sea_mask
 
 INK = "#1d2b36"
 COAST_DEGREES = 0.05

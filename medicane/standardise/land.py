@@ -11,8 +11,9 @@ from typing import Any
 import numpy as np
 import xarray as xr
 
-from medicane import axes, names
+from medicane import names
 from medicane.errors import InputError
+from medicane.standardise import axes
 
 
 def land_sea_mask(latitude: np.ndarray, longitude: np.ndarray) -> xr.DataArray:

@@ -23,16 +23,16 @@ import xarray as xr
 from numpy.typing import NDArray
 
 from medicane import names
-from medicane.catalogue import read_catalogue
 from medicane.channels import derive, required_variables
-from medicane.commits import CommittedGroup, sole_writer
 from medicane.config import Config
 from medicane.errors import InputError
 from medicane.grids import open_grids
 from medicane.labels import label_times
-from medicane.lows import LastMap, lows_of_maps
+from medicane.labels.catalogue import read_catalogue
+from medicane.phase_space.lows import LastMap, lows_of_maps
 from medicane.standardise import land_sea_mask, standardise
-from medicane.store_schema import (
+from medicane.store.commits import CommittedGroup, sole_writer
+from medicane.store.schema import (
     LOWS,
     SCHEMA_VERSION,
     array_plans,

@@ -11,8 +11,14 @@ import xarray as xr
 from numpy.typing import ArrayLike, NDArray
 
 from medicane import config, names
-from medicane.catalogue import PHASES, bundled_catalogue, catalogue_table, merge, read_catalogue
 from medicane.errors import InputError
+from medicane.labels.catalogue import (
+    PHASES,
+    bundled_catalogue,
+    catalogue_table,
+    merge,
+    read_catalogue,
+)
 
 __all__ = ["bundled_catalogue", "catalogue_table", "label_times", "merge", "read_catalogue"]
 

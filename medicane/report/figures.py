@@ -17,7 +17,7 @@ from matplotlib.patches import Patch
 from numpy.typing import ArrayLike, NDArray
 
 from medicane import names
-from medicane.events import episodes, hours_from_first, usual_step_hours
+from medicane.evaluate.events import episodes, hours_from_first, usual_step_hours
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -228,7 +228,7 @@ def reliability_diagram(curve: Mapping[str, ArrayLike], *, base_rate: float) -> 
     Parameters
     ----------
     curve
-        From `medicane.skill.reliability`.
+        From `medicane.evaluate.skill.reliability`.
     base_rate
         Of the split: the horizontal line of a forecast that resolves nothing.
     """
@@ -269,7 +269,7 @@ def precision_recall_figure(
     Parameters
     ----------
     curves
-        Name → curve from `medicane.skill.precision_recall`.
+        Name → curve from `medicane.evaluate.skill.precision_recall`.
     points
         Name → (recall, precision) at the threshold in use; NaN where undefined.
     """

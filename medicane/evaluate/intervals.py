@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from medicane import names
-from medicane.events import hours_from_first, storm_of_positives
+from medicane.evaluate.events import hours_from_first, storm_of_positives
 
 #: Hours in a block of maps without a medicane.
 WEEK_HOURS = 168.0

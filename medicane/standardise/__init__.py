@@ -15,9 +15,10 @@ from typing import Any
 import numpy as np
 import xarray as xr
 
-from medicane import axes, config, names, remap
+from medicane import config, names
 from medicane.errors import InputError
-from medicane.land import land_sea_mask as land_sea_mask
+from medicane.standardise import axes, remap
+from medicane.standardise.land import land_sea_mask as land_sea_mask
 
 #: Units as files spell them, where the unit library has no word or another meaning for it.
 SPELLINGS = {
