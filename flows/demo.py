@@ -1,4 +1,4 @@
-"""``make demo``: the demo of `medicane.pipeline`, its steps run as Prefect flows in this process."""
+"""``make demo``: the demo of `medicane.pipeline`, its steps run as flows in this process."""
 
 import logging
 import os

@@ -1,4 +1,4 @@
-"""When a task is worth a second try: a fault of input or output, never a fault of the input's content."""
+"""When a task is worth a second try: a fault of reading or writing, never of what was read."""
 
 from typing import Any
 

@@ -24,7 +24,7 @@ class Deployment(Section):
     name: str = Field(min_length=1)
     cron: str | None = None
     timezone: str = "UTC"
-    parameters: dict[str, Any] = {}
+    parameters: dict[str, Any] = Field(default_factory=dict)
 
 
 class Deployments(Section):
@@ -62,7 +62,7 @@ def deployments_of(path: Path) -> list[Any]:
         if unknown:
             raise InputError(
                 path,
-                f"deployments.{wanted.name}.parameters: must be parameters of the flow {wanted.flow}",
+                f"deployments.{wanted.name}.parameters: must be those of the flow {wanted.flow}",
                 found=unknown,
             )
         schedules = [Cron(wanted.cron, timezone=wanted.timezone)] if wanted.cron else []

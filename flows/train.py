@@ -75,7 +75,7 @@ def train(config: FilePath, and_evaluate: bool = True) -> pipeline.Trained:
     else:
         create_markdown_artifact(
             key="mlflow-run",
-            markdown=f"Run `{trained.run_id}`, model `{trained.model_uri}`, in `{trained.tracking_uri}`: "
+            markdown=f"Run `{trained.run_id}`, model `{trained.model_uri}`: "
             f"`mlflow ui --backend-store-uri {trained.tracking_uri}`",
             description="The MLflow run",
         )

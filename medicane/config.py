@@ -18,6 +18,9 @@ from medicane.errors import InputError
 
 SCHEMA_VERSION = 1
 
+#: The name of the product's own catalogue, where a path of one is asked for.
+BUNDLED = "bundled"
+
 
 class Section(BaseModel):
     """A part of the configuration: immutable, and unknown keys are errors."""
@@ -55,7 +58,8 @@ class Data(Section):
     """Where the maps come from and what is kept of them."""
 
     grids: tuple[str, ...]
-    catalogue: str | None = None
+    #: A catalogue or tracks (CSV); ``bundled`` is the product's own; none leaves labels unknown.
+    catalogue: str | None = "bundled"
     domain: Domain = Domain()
     step_hours: int = Field(6, ge=1, le=24)
     degrees: float = Field(0.5, gt=0, le=5)
@@ -225,7 +229,7 @@ class Detect(Section):
 
 
 class Tracking(Section):
-    """Where runs are logged. URI none: ``MLFLOW_TRACKING_URI``, else a database beside the store."""
+    """Where runs are logged. None: ``MLFLOW_TRACKING_URI``, else a database beside the store."""
 
     uri: str | None = None
     experiment: str = "medicane"
@@ -341,7 +345,7 @@ def _one_line(error: ValidationError) -> str:
 
 def _anchor(config: Config, folder: Path) -> Config:
     def anchored(uri: str | None) -> str | None:
-        if uri is None or "://" in uri or "::" in uri or Path(uri).is_absolute():
+        if uri in (None, BUNDLED) or "://" in uri or "::" in uri or Path(uri).is_absolute():
             return uri
         return str(folder / uri)
 

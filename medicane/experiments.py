@@ -69,7 +69,7 @@ class ModelFile:
 
 
 def tracking_uri(config: Config) -> str:
-    """The tracking URI: configured, else ``MLFLOW_TRACKING_URI``, else a database beside the store."""
+    """The tracking URI: configured, else ``MLFLOW_TRACKING_URI``, else beside the store."""
     if config.tracking.uri is not None:
         return config.tracking.uri
     if os.environ.get("MLFLOW_TRACKING_URI"):
@@ -85,7 +85,7 @@ def default_tracking_uri(folder: Path) -> str:
 def use_tracking(uri: str, *, experiment: str) -> str:
     """Point MLflow at `uri` and return the id of the experiment, made if it is not there.
 
-    Artifacts of a local database go to the folder ``mlartifacts`` beside it; a server decides itself.
+    Artifacts of a local database go to the folder ``mlartifacts`` beside it.
 
     Raises
     ------
@@ -181,7 +181,7 @@ def log_dataset(*, store: str, digest: str, times: pd.DatetimeIndex, labels: np.
 def register_model(
     run: Run, model: keras.Model, *, example: np.ndarray, tags: Mapping[str, str]
 ) -> Registered:
-    """In the open run, log the detector with signature and example, register it, alias it ``challenger``.
+    """In the open run, log the detector with signature and example; register it as challenger.
 
     The logged model is the ``.keras`` file with the code that loads it: no pickle, and it loads
     where the package is not installed.
@@ -277,7 +277,7 @@ def run_page(run_id: str, *, uri: str) -> str | None:
     return f"{uri.rstrip('/')}/#/experiments/{found.info.experiment_id}/runs/{run_id}"
 
 
-# --- the loader that MLflow calls --------------------------------------------------------------------
+# --- the loader that MLflow calls -----------------------------------------------------------------
 
 
 class _Served:
@@ -298,7 +298,7 @@ def _load_pyfunc(path: str) -> _Served:
     return _Served(load_detector(found if found.is_file() else next(found.glob("*.keras"))))
 
 
-# ---------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 
 
 def _provenance() -> dict[str, str]:
@@ -315,7 +315,7 @@ def _provenance() -> dict[str, str]:
 
 
 def git_commit() -> str | None:
-    """The commit of the source tree, with ``+changes`` where it has uncommitted ones; None outside git."""
+    """The commit of the source tree, ``+changes`` if some are uncommitted; None outside git."""
 
     def git(*words: str) -> str | None:
         try:

@@ -1,7 +1,7 @@
 """The detector: a DenseNet over each map, a GRU over their order, one sigmoid a map.
 
-Plain Keras 3 (``keras.ops``), so that any Keras backend can run it. Shapes: ``B`` sequences of ``T``
-maps of ``H x W`` cells and ``C`` channels, channels last.
+Plain Keras 3 (``keras.ops``), so that any Keras backend can run it. Shapes: ``B`` sequences of
+``T`` maps of ``H x W`` cells and ``C`` channels, channels last.
 
     maps (B, T, H, W, C)
       └ card       what the model was trained on, and the last gate before the network
@@ -123,8 +123,8 @@ def build_detector(
     Returns
     -------
     keras.Model
-        ``maps (B, T, H, W, C) float32 → probability (B, T, 1) float32``. T, H and W are free; H and W
-        must be at least `smallest_grid`.
+        ``maps (B, T, H, W, C) float32 → probability (B, T, 1) float32``. T, H and W are free; H
+        and W must be at least `smallest_grid`.
 
     Raises
     ------
@@ -271,7 +271,7 @@ def check_maps(
         )
 
 
-# ---------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 
 
 def _encoder(config: configuration.Config, statistics: Statistics) -> keras.Model:
@@ -298,7 +298,7 @@ def _encoder(config: configuration.Config, statistics: Statistics) -> keras.Mode
 
 
 def _compact_densenet(x: Any, chosen: configuration.Model, *, l2: float) -> Any:
-    """Huang et al. (2017), DenseNet-BC: bottlenecks of 4 k, transitions that halve channels and cells."""
+    """DenseNet-BC (Huang et al. 2017): bottlenecks of 4 k, transitions that halve channels."""
     growth = chosen.growth_rate
 
     def convolution(x: Any, filters: int, size: int, name: str, strides: int = 1) -> Any:

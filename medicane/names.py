@@ -108,8 +108,8 @@ class Channel(NamedTuple):
     """A field that the model sees: a formula over standard variables, and its units.
 
     In a formula a variable on levels carries its level in hPa (``zg_900``). ``local(x, 8)`` is x
-    minus its mean over a box of 8 degrees; ``speed(u, v)`` and ``vorticity(u, v)`` are what they say;
-    ``fill(sst)`` sets missing cells to the mean of the map.
+    minus its mean over a box of 8 degrees; ``speed(u, v)`` and ``vorticity(u, v)`` are what they
+    say; ``fill(sst)`` sets missing cells to the mean of the map.
     """
 
     formula: str

@@ -112,7 +112,7 @@ def train(config: Config, *, progress: Progress | None = None) -> Trained:
     Raises
     ------
     InputError
-        If there is no map store, its splits hold no medicane, or the tracking store does not answer.
+        If there is no map store, its splits hold no medicane, or tracking does not answer.
     """
     from medicane import experiments, report
     from medicane.store import open_store
@@ -140,14 +140,14 @@ def train(config: Config, *, progress: Progress | None = None) -> Trained:
         experiments.log_dataset(
             store=str(config.data.store),
             digest=digest,
-            times=store.indexes[names.TIME][chosen],
+            times=pd.DatetimeIndex(store.indexes[names.TIME][chosen]),
             labels=store["medicane"].values[chosen],
         )
-        best = trained.history.set_index("epoch").loc[trained.best_epoch]
+        best = float(trained.history.set_index("epoch")["val_auc_pr"].max())
         run.log_metrics(
             {
                 "best_epoch": trained.best_epoch,
-                "best_val_auc_pr": best["val_auc_pr"],
+                "best_val_auc_pr": best,
                 "threshold": trained.threshold,
                 "temperature": trained.temperature,
                 "training_seconds": trained.seconds,
@@ -186,7 +186,7 @@ def train(config: Config, *, progress: Progress | None = None) -> Trained:
             run_page=experiments.run_page(run.run_id, uri=uri),
             best_epoch=trained.best_epoch,
             n_epochs=len(trained.history),
-            val_auc_pr=float(best["val_auc_pr"]),
+            val_auc_pr=best,
             threshold=trained.threshold,
             temperature=trained.temperature,
             seconds=trained.seconds,
@@ -234,14 +234,13 @@ def evaluate(
     chosen = store.isel({names.TIME: np.flatnonzero(masks[split])})
     predicted = predict(network, chosen["maps"], mode=config.detect.mode, where=config.data.store)
     threshold = float(config.detect.threshold or facts["threshold"])
-    located = {
-        f"centre_{name}": chosen[f"low_{name}"].values
-        for name in ("latitude", "longitude")
-        if f"low_{name}" in chosen
-    }
+    located = "low_latitude" in chosen
     forecasts = {
         MODEL_NAME: verification.Forecast(
-            probability=predicted["probability"].values, threshold=threshold, **located
+            probability=predicted["probability"].values,
+            threshold=threshold,
+            centre_latitude=chosen["low_latitude"].values if located else None,
+            centre_longitude=chosen["low_longitude"].values if located else None,
         ),
         **verification.baseline_forecasts(
             store,
@@ -301,7 +300,7 @@ def detect(
     inputs: Sequence[str | Path],
     *,
     model: str,
-    out: Path,
+    out: str | Path,
     mode: Literal["causal", "fused"] = "causal",
     threshold: float | None = None,
     allow_short: bool = False,
@@ -408,7 +407,10 @@ def detect(
         lows = lows_of_dataset(
             standard,
             definition=Label(**facts["label"]),
-            sea=land_sea_mask(standard[names.LATITUDE], standard[names.LONGITUDE]).values < 0.5,
+            sea=land_sea_mask(
+                standard[names.LATITUDE].values, standard[names.LONGITUDE].values
+            ).values
+            < 0.5,
         )
         known = predicted.sizes[names.TIME] - new
         labelled = label_maps(
@@ -574,7 +576,7 @@ def demo(
     )
 
 
-# ---------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 
 _DEMO_MARK = ".medicane-demo"
 
@@ -593,7 +595,7 @@ def _empty_demo_folder(out: Path) -> None:
 
 
 def _unseen_year(sea: Sea) -> int:
-    """The last, partial year of the demo's sea: its configuration does not name it, so nobody trains on it."""
+    """The last, partial year of the demo's sea: its configuration does not name it."""
     return sea.start_year + int(np.ceil(sea.years)) - 1
 
 

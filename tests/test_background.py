@@ -5,8 +5,9 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from medicane import background, names, vortex
-from medicane.background import Background
+from medicane import names
+from medicane.synthetic import background, vortex
+from medicane.synthetic.background import Background
 
 LATITUDE = np.arange(48.0, 27.9, -0.5)
 LONGITUDE = np.arange(-10.0, 42.1, 0.5)

@@ -94,7 +94,7 @@ def test_causal_by_construction(network: keras.Model, maps: np.ndarray) -> None:
 
 
 def test_normalisation_is_inside(network: keras.Model, maps: np.ndarray) -> None:
-    """The first layer makes the training split standard: mean 0, deviation 1, channel by channel."""
+    """The first layer makes the training split standard: mean 0, deviation 1, a channel."""
     normalisation = detector.encoder_of(network).get_layer("normalisation")
     normal = np.asarray(normalisation(maps.reshape(-1, 16, 20, 3)))
     np.testing.assert_allclose(normal.mean((0, 1, 2)), 0, atol=0.05)

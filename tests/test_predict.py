@@ -163,7 +163,7 @@ def test_history_continues_the_series(network: keras.Model) -> None:
     np.testing.assert_allclose(today, whole[25:], atol=1e-5)
 
 
-# --- labels, events, files ---------------------------------------------------------------------------
+# --- labels, events, files ------------------------------------------------------------------------
 
 
 def probabilities(values: list[float], *, gap_after: int | None = None) -> xr.Dataset:

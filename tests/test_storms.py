@@ -6,10 +6,11 @@ import numpy as np
 import pytest
 from scipy.stats import ks_2samp
 
-from medicane import config, storm_plan, storms, synthetic, vortex
+from medicane import config, synthetic
 from medicane.errors import InputError
 from medicane.phase_space import hold, satisfies
 from medicane.phase_space.sphere import distance_km
+from medicane.synthetic import storm_plan, storms, vortex
 
 LABEL = config.Label()
 SEA_KINDS = [storms.MEDICANE, *(k for k in storms.NEGATIVES if k != "heat_low")]

@@ -19,13 +19,15 @@ from sklearn.metrics import roc_auc_score
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
-from medicane import config, names, phase_space, sea_files, storms, synthetic
+from medicane import config, names, phase_space, synthetic
 from medicane.errors import InputError
 from medicane.grids import open_grids
 from medicane.labels import label_times, read_catalogue
 from medicane.phase_space.lows import lows_of_maps
 from medicane.standardise import standardise
 from medicane.standardise.land import land_sea_mask
+from medicane.synthetic import files as sea_files
+from medicane.synthetic import storms
 
 LABEL = config.Label()
 #: Three months of a coarse sea with storms enough.

@@ -109,7 +109,7 @@ def test_one_seed_one_result(store: xr.Dataset) -> None:
     assert not first.history["loss"].equals(other.history["loss"])
 
 
-class Cut(Exception):
+class PowerCutError(Exception):
     """The power fails."""
 
 
@@ -120,9 +120,9 @@ def test_a_cut_training_goes_on_as_if_nothing_had_been(store: xr.Dataset, tmp_pa
 
     def cut(epoch: int, scores: Any) -> None:
         if epoch == 2:
-            raise Cut
+            raise PowerCutError
 
-    with pytest.raises(Cut):
+    with pytest.raises(PowerCutError):
         train_detector(config, store, checkpoint=checkpoint, on_epoch=cut)
     assert checkpoint.exists()
     resumed = []
@@ -142,9 +142,9 @@ def test_a_checkpoint_of_another_recipe_is_not_resumed(
     checkpoint = tmp_path / "training.npz"
 
     def cut(epoch: int, scores: Any) -> None:
-        raise Cut
+        raise PowerCutError
 
-    with pytest.raises(Cut):
+    with pytest.raises(PowerCutError):
         train_detector(configuration(), store, checkpoint=checkpoint, on_epoch=cut)
     epochs: list[int] = []
     train_detector(

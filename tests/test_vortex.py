@@ -7,9 +7,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from medicane import names, vortex
+from medicane import names
 from medicane.phase_space import polar_phase_space
-from medicane.vortex import Profile
+from medicane.synthetic import vortex
+from medicane.synthetic.vortex import Profile
 
 LEVELS = np.arange(900.0, 299.0, -50.0)
 RINGS = np.linspace(0, 200, 21)

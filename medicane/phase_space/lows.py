@@ -384,7 +384,6 @@ def lows_of_dataset(
         ``low_latitude(time)`` and ``low_longitude(time)``, degrees, NaN where there is no low.
     """
     latitude, longitude = standard[names.LATITUDE].values, standard[names.LONGITUDE].values
-    place = {"latitude": latitude, "longitude": longitude}
     times = standard.indexes[names.TIME]
     levels = [
         p
@@ -392,7 +391,7 @@ def lows_of_dataset(
         if "zg" in standard and p in standard[names.LEVEL].values
     ]
     has_phase_space = {900, 600, 300} <= set(levels)
-    found = {name: np.full(len(times), np.nan, np.float32) for name in place}
+    found = {n: np.full(len(times), np.nan, np.float32) for n in ("latitude", "longitude")}
     last: LastMap | None = None
     for start in range(0, len(times), block):
         part = slice(start, min(start + block, len(times)))
@@ -409,7 +408,8 @@ def lows_of_dataset(
                 levels=levels,
                 definition=definition,
                 previous=last,
-                **place,
+                latitude=latitude,
+                longitude=longitude,
             )
             last = lows.last
             found["latitude"][part], found["longitude"][part] = (
@@ -417,7 +417,7 @@ def lows_of_dataset(
                 lows.low_longitude,
             )
             continue
-        centres = find_lows(msl, sea, max_hpa=1100.0, **place)
+        centres = find_lows(msl, sea, latitude=latitude, longitude=longitude, max_hpa=1100.0)
         # Ordered by pressure inside a map: the first of each is its deepest.
         of_map, first = np.unique(centres.map_index, return_index=True)
         found["latitude"][start + of_map] = centres.latitude[first]

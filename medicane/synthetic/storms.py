@@ -13,9 +13,10 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from medicane import config, names, vortex
+from medicane import config, names
 from medicane.errors import InputError
 from medicane.phase_space import hold, polar_phase_space, satisfies
+from medicane.synthetic import vortex
 
 Array = NDArray[np.float64]
 Mask = NDArray[np.bool_]

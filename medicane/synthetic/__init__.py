@@ -1,9 +1,8 @@
 """The idealised sea: months of ERA5-like NetCDF with storms whose labels are known exactly.
 
-Random weather (`medicane.background`) with storms in it (`medicane.storms`, drawn and placed by
-`medicane.storm_plan`), written month by month in bounded memory. Storms and weather draw from
-separate streams of one seed: the same seed gives the same data, and another map interval samples
-the same storms.
+Random weather (`background`) with storms in it (`storms`, drawn and placed by `storm_plan`),
+written month by month in bounded memory. Storms and weather draw from separate streams of one
+seed: the same seed gives the same data, and another map interval samples the same storms.
 """
 
 from __future__ import annotations
@@ -17,9 +16,11 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from medicane import background, config, names, sea_files, storm_plan, storms, vortex
+from medicane import config, names
 from medicane.errors import InputError
 from medicane.standardise.land import land_sea_mask
+from medicane.synthetic import background, storm_plan, storms, vortex
+from medicane.synthetic import files as sea_files
 
 _log = logging.getLogger(__name__)
 
