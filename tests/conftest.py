@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 # Before anything imports them: no telemetry, quiet TensorFlow, figures without a screen.
 os.environ.setdefault("DO_NOT_TRACK", "1")
@@ -11,8 +12,14 @@ os.environ.setdefault("PREFECT_SERVER_ANALYTICS_ENABLED", "false")
 os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 os.environ.setdefault("MPLBACKEND", "Agg")
+# A test says itself where its runs go; the developer's own servers are not written to.
+os.environ.pop("MLFLOW_TRACKING_URI", None)
+os.environ.pop("PREFECT_API_URL", None)
 
 import pytest
+
+if TYPE_CHECKING:
+    from small_project import SmallProject
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -24,3 +31,15 @@ def real_data() -> Path:
     if not folder.is_dir():
         pytest.skip(f"no real data at {folder} (set MEDICANE_REAL_DATA)")
     return folder
+
+
+@pytest.fixture(scope="session")
+def small_project(tmp_path_factory: pytest.TempPathFactory) -> SmallProject:
+    """A tiny trained project (see `small_project.SmallProject`), made once a session in 20 s.
+
+    It is shared: read it, and write elsewhere. Whoever trains, evaluates with the default ``out``
+    or extends the store works on a ``small_project.copy_data(tmp_path)``.
+    """
+    from small_project import make_small_project
+
+    return make_small_project(tmp_path_factory.mktemp("small_project"))
