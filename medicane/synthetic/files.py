@@ -150,6 +150,7 @@ def _lay_out(
             "Conventions": "CF-1.7",
             "institution": "medicane",
             "source": "idealised sea: synthetic data in the dialect of ERA5",
+            "idealised": np.int8(1),  # every store and model made of it says so
             "history": history,
         }
     )
