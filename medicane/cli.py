@@ -318,13 +318,15 @@ def _status(command: Callable[[], object], *, debug: bool) -> int:
     for name, value in (
         ("TF_CPP_MIN_LOG_LEVEL", "2"),
         ("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false"),
+        ("MLFLOW_LOGGING_LEVEL", "WARNING"),
     ):
         os.environ.setdefault(name, value)
     logging.basicConfig(
         level=logging.WARNING, format="%(levelname)s: %(message)s", stream=sys.stderr
     )
-    for noisy in ("mlflow", "alembic"):
-        logging.getLogger(noisy).setLevel(logging.WARNING)
+    logging.getLogger("alembic").setLevel(logging.WARNING)
+    # Its only message at this level is of retracing: a period's opening has a length of its own.
+    logging.getLogger("tensorflow").setLevel(logging.ERROR)
     try:
         command()
     except InputError as error:

@@ -13,6 +13,7 @@ import os
 import platform
 import subprocess
 import tempfile
+import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -39,7 +40,7 @@ if TYPE_CHECKING:
 
 #: Name under which every detector is registered.
 REGISTERED_NAME = "medicane"
-CHALLENGER, CHAMPION = "challenger", "champion"
+CHALLENGER = "challenger"
 
 #: What a loaded model needs; pinned to what it was trained with.
 _MODEL_REQUIREMENTS = ("keras", "tensorflow", "numpy", "pandas", "xarray", "pydantic", "pyyaml")
@@ -171,10 +172,13 @@ def reopened_run(run_id: str) -> Run:
 
 def log_dataset(*, store: str, digest: str, times: pd.DatetimeIndex, labels: np.ndarray) -> None:
     """Log the map store as the dataset of the open run: its digest, and the labels trained on."""
-    frame = pd.DataFrame({"time": times.astype(str), "medicane": labels.astype(int)})
-    dataset = mlflow.data.from_pandas(  # type: ignore[attr-defined]
-        frame, source=store, name="maps", targets="medicane", digest=digest[:36]
-    )
+    frame = pd.DataFrame({"time": times.astype(str), "medicane": labels.astype(float)})
+    with warnings.catch_warnings():
+        # Two of MLflow's own classes claim a local folder; it takes the first of the two equals.
+        warnings.filterwarnings("ignore", message="The specified dataset source can be interpreted")
+        dataset = mlflow.data.from_pandas(  # type: ignore[attr-defined]
+            frame, source=store, name="maps", targets="medicane", digest=digest[:36]
+        )
     mlflow.log_input(dataset, context="training")
 
 
@@ -262,11 +266,6 @@ def model_file(uri: str, *, tracking: str | None = None) -> ModelFile:
     if len(found) != 1:
         raise InputError(uri, "the logged model must hold one .keras file", found=len(found))
     return ModelFile(found[0], uri, version, information.run_id)
-
-
-def set_alias(version: int, alias: str) -> None:
-    """Point an alias of the registered model at a version."""
-    mlflow.MlflowClient().set_registered_model_alias(REGISTERED_NAME, alias, str(version))
 
 
 def run_page(run_id: str, *, uri: str) -> str | None:
