@@ -55,7 +55,7 @@ def elapsed_seconds(times: ArrayLike) -> Indices:
     if wrong.size:
         i = int(wrong[0])
         raise InputError(
-            "time", "times must be strictly increasing", found=f"{values[i + 1]} after {values[i]}"
+            "time", "times must increase strictly", found=f"{values[i + 1]} after {values[i]}"
         )
     return seconds
 

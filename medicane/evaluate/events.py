@@ -15,7 +15,7 @@ from numpy.typing import ArrayLike, NDArray
 from scipy import stats
 
 from medicane import names
-from medicane.errors import InputError
+from medicane.sequences import elapsed_seconds
 
 HOURS_PER_YEAR = 24 * 365.2425
 
@@ -33,18 +33,7 @@ def hours_from_first(times: ArrayLike) -> NDArray[np.float64]:
     InputError
         If the times do not increase strictly.
     """
-    clock = np.asarray(times)
-    if clock.size == 0:
-        return np.zeros(0)
-    since = clock - clock[0]
-    if np.issubdtype(clock.dtype, np.datetime64):
-        hours = since / np.timedelta64(1, "h")
-    else:
-        hours = np.array([delta.total_seconds() / 3600 for delta in since])
-    back = np.flatnonzero(np.diff(hours) <= 0)
-    if back.size:
-        raise InputError("time", "times must increase strictly", found=f"{clock[back[0] + 1]}")
-    return np.asarray(hours, float)
+    return elapsed_seconds(times) / 3600.0
 
 
 def usual_step_hours(times: ArrayLike) -> float:
