@@ -19,7 +19,7 @@ os.environ.pop("PREFECT_API_URL", None)
 import pytest
 
 if TYPE_CHECKING:
-    from small_project import SmallProject
+    from tests.small_project import SmallProject
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -40,6 +40,6 @@ def small_project(tmp_path_factory: pytest.TempPathFactory) -> SmallProject:
     It is shared: read it, and write elsewhere. Whoever trains, evaluates with the default ``out``
     or extends the store works on a ``small_project.copy_data(tmp_path)``.
     """
-    from small_project import make_small_project
+    from tests.small_project import make_small_project
 
     return make_small_project(tmp_path_factory.mktemp("small_project"))
