@@ -23,7 +23,7 @@ from scipy.ndimage import uniform_filter1d
 from medicane import names
 from medicane.config import ChannelFormula
 from medicane.errors import InputError
-from medicane.standardise import land_sea_mask
+from medicane.standardise import holds, land_sea_mask
 
 Fields = NDArray[np.floating[Any]]
 
@@ -190,6 +190,74 @@ def required_variables(channels: Sequence[str | ChannelFormula]) -> set[Need]:
         name, what = channel_of(channel)
         needs |= _checked(what.formula, where=name)[1]
     return needs
+
+
+def wanted_variables(raw: xr.Dataset, channels: Sequence[str | ChannelFormula]) -> list[str]:
+    """What to standardise of opened grids: what the channels need, and what locates the lows.
+
+    Parameters
+    ----------
+    raw
+        What `medicane.grids.open_grids` returned.
+
+    Returns
+    -------
+    list of str
+        Names of `names.VARIABLES`. Pressure and heights, if the data have them, locate the lows;
+        the land-sea mask is the data's own only if they have one.
+    """
+    wanted = {"zg" if variable == "z" else variable for variable, _ in required_variables(channels)}
+    if holds(raw, "msl"):
+        wanted.add("msl")
+        if holds(raw, "zg") or holds(raw, "z"):
+            wanted.add("zg")
+    wanted.discard("lsm")
+    if holds(raw, "lsm"):
+        wanted.add("lsm")
+    return sorted(wanted)
+
+
+def check_whole(
+    fields: NDArray[Any], times: NDArray[Any], told: Sequence[str], *, where: object = None
+) -> None:
+    """Refuse missing maps and missing cells.
+
+    Parameters
+    ----------
+    fields
+        (time, field, latitude, longitude).
+    times
+        (time), of any calendar.
+    told
+        What each field is called, e.g. ``channel msl_local``.
+    where
+        What comes before it in the message, e.g. a file.
+
+    Raises
+    ------
+    InputError
+        Naming the first time and field with a value that is missing or infinite.
+    """
+    whole = np.isfinite(fields).all(axis=(2, 3))
+    if whole.all():
+        return
+    t, c = np.argwhere(~whole)[0]
+    bad = ~np.isfinite(fields[t, c])
+    at = f"{told[c]} at {_minute(times[t])}"
+    at = at if where is None else f"{where}: {at}"
+    if bad.all():
+        raise InputError(at, "the map must not be missing", found="no value at all")
+    raise InputError(
+        at,
+        "every cell must have a value (a field that exists over sea only is written fill(sst))",
+        found=f"{int(bad.sum())} of {bad.size} cells missing or infinite",
+    )
+
+
+def _minute(time: Any) -> str:
+    if isinstance(time, np.datetime64):
+        return str(np.datetime_as_string(time, unit="m"))
+    return str(time.isoformat())[:16]
 
 
 def derive(ds: xr.Dataset, channels: Sequence[str | ChannelFormula]) -> xr.DataArray:

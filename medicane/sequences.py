@@ -60,6 +60,67 @@ def elapsed_seconds(times: ArrayLike) -> Indices:
     return seconds
 
 
+def at_steps(
+    times: ArrayLike,
+    *,
+    step_hours: float,
+    after: Any = None,
+    where: str = "time",
+    holder: str = "the grids must hold",
+) -> Indices:
+    """Which maps of a series follow one another at the step that is wanted.
+
+    Finer series are thinned, never averaged: a 6-hourly model given 3-hourly maps takes those of
+    00, 06, 12 and 18 UTC. Coarser ones are refused; nothing is interpolated in time.
+
+    Parameters
+    ----------
+    times
+        (time), strictly increasing; any calendar.
+    step_hours
+        Hours from one map to the next.
+    after
+        A time that the series continues: the maps at whole steps from it are taken. None takes all
+        maps, or those at multiples of the step since 1970-01-01 if any two are closer than a step.
+    where, holder
+        What the error message calls these times, and who asks for the step.
+
+    Returns
+    -------
+    (kept) int64
+        Indices into `times`; empty only if `after` is given.
+
+    Raises
+    ------
+    InputError
+        If the maps that remain are further apart than one step, or if none remain.
+    """
+    values = np.asarray(times)
+    step = round(step_hours * 3600)
+    seconds = _epoch_seconds(values)
+    chosen = np.arange(values.size)
+    if after is not None:
+        chosen = np.flatnonzero((seconds - _epoch_seconds(np.asarray([after]))) % step == 0)
+    elif seconds.size > 1 and np.diff(seconds).min() < step:
+        chosen = np.flatnonzero(seconds % step == 0)
+    spacing = np.diff(seconds[chosen])
+    if (not chosen.size and after is None) or (spacing.size and spacing.min() > step):
+        found = f"{spacing.min() / 3600:g} h" if spacing.size else "none"
+        raise InputError(where, f"{holder} maps every {step_hours:g} h", found=found)
+    return chosen.astype(np.int64)
+
+
+def _epoch_seconds(values: NDArray[Any]) -> Indices:
+    """Seconds since 1970-01-01 in the calendar of the values."""
+    if values.size == 0:
+        return np.zeros(0, np.int64)
+    origin: Any = np.datetime64("1970-01-01", "s")
+    if values.dtype.kind != "M":
+        origin = type(values[0])(1970, 1, 1, calendar=values[0].calendar)
+        return np.array([round((t - origin).total_seconds()) for t in values], np.int64)
+    return (values - origin).astype("timedelta64[s]").astype(np.int64)
+
+
 def contiguous_periods(times: ArrayLike, *, step_hours: float) -> list[slice]:
     """The longest runs of times that follow each other at exactly one step.
 

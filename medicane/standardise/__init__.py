@@ -121,6 +121,21 @@ def standardise(
     return result
 
 
+def holds(ds: xr.Dataset, variable: str) -> bool:
+    """Whether opened grids have a variable of `names.VARIABLES`, by its name or an alias.
+
+    For variables that are of use but not required; `standardise` raises for the others.
+    """
+    known = names.VARIABLES[variable]
+    spelt = {name.lower() for name in (variable, *known.aliases)}
+    levels = {names.LEVEL, *names.COORDINATE_ALIASES[names.LEVEL]}
+    return any(
+        str(name).lower() in spelt
+        and known.on_levels == bool(levels & {str(c) for c in (*array.dims, *array.coords)})
+        for name, array in ds.data_vars.items()
+    )
+
+
 # Which variables -------------------------------------------------------------------------------
 
 

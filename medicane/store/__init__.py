@@ -23,13 +23,14 @@ import xarray as xr
 from numpy.typing import NDArray
 
 from medicane import names
-from medicane.channels import derive, required_variables
+from medicane.channels import check_whole, derive, wanted_variables
 from medicane.config import BUNDLED, Config
 from medicane.errors import InputError
 from medicane.grids import open_grids
 from medicane.labels import label_times
 from medicane.labels.catalogue import bundled_catalogue, read_catalogue
 from medicane.phase_space.lows import LastMap, lows_of_maps
+from medicane.sequences import at_steps
 from medicane.standardise import land_sea_mask, standardise
 from medicane.store.commits import CommittedGroup, sole_writer
 from medicane.store.schema import (
@@ -196,15 +197,7 @@ def verify_store(path: str | Path) -> None:
 
 def _open_source(config: Config) -> _Source:
     data = config.data
-    needs = required_variables(data.channels)
     raw = open_grids(list(data.grids), select=data.select or None)
-    wanted = {"zg" if variable == "z" else variable for variable, _ in needs}
-    if _holds(raw, "msl") and (_holds(raw, "zg") or _holds(raw, "z")):
-        wanted |= {"msl", "zg"}
-    if _holds(raw, "lsm"):
-        wanted.add("lsm")
-    else:
-        wanted.discard("lsm")
     ds = standardise(
         raw,
         domain=data.domain,
@@ -212,7 +205,7 @@ def _open_source(config: Config) -> _Source:
         units=data.units,
         select=data.select,
         where="data.grids",
-        variables=sorted(wanted),
+        variables=wanted_variables(raw, data.channels),
     )
     index = ds.indexes[names.TIME]
     if not isinstance(index, pd.DatetimeIndex):
@@ -222,7 +215,7 @@ def _open_source(config: Config) -> _Source:
             found=str(getattr(index, "calendar", type(index).__name__)),
         )
     times = index.to_numpy().astype("datetime64[ns]")
-    chosen = _at_steps(times, data.step_hours)
+    chosen = at_steps(times, step_hours=data.step_hours, where="data.step_hours")
     if chosen.size < times.size:
         _log.info(
             "%d of %d maps lie at multiples of %d h and are kept",
@@ -245,35 +238,6 @@ def _open_source(config: Config) -> _Source:
         idealised=bool(raw.attrs.get("idealised", 0)),
         n_left_out=times.size - chosen.size,
     )
-
-
-def _holds(raw: xr.Dataset, variable: str) -> bool:
-    """Whether the data have a variable that they need not have."""
-    known = names.VARIABLES[variable]
-    spelt = {name.lower() for name in (variable, *known.aliases)}
-    levels = {names.LEVEL, *names.COORDINATE_ALIASES[names.LEVEL]}
-    return any(
-        str(name).lower() in spelt
-        and known.on_levels == bool(levels & {str(c) for c in (*array.dims, *array.coords)})
-        for name, array in raw.data_vars.items()
-    )
-
-
-def _at_steps(times: NDArray[np.datetime64], step_hours: int) -> NDArray[np.int64]:
-    """Indices of the times to keep: all, or those at multiples of the step if there are finer."""
-    step = np.timedelta64(step_hours, "h")
-    spacing = np.diff(times)
-    chosen = np.arange(times.size)
-    if spacing.size and spacing.min() < step:
-        since = times - np.datetime64("1970-01-01", "ns")
-        chosen = np.flatnonzero(since % step == np.timedelta64(0))
-        spacing = np.diff(times[chosen])
-    if not chosen.size or (spacing.size and spacing.min() > step):
-        found = f"{spacing.min() / np.timedelta64(1, 'h'):g} h" if spacing.size else "none"
-        raise InputError(
-            "data.step_hours", f"the grids must hold maps every {step_hours} h", found=found
-        )
-    return chosen.astype(np.int64)
 
 
 # --- writing ---------------------------------------------------------------------------------
@@ -372,12 +336,12 @@ def _compute(
         wanted += [zg.transpose(*order).data, ds["msl"].transpose(*order[:1], *order[2:]).data]
     computed = [np.ascontiguousarray(a, np.float32) for a in dask.compute(*wanted)]
     maps = computed[0]
-    _check_whole(maps, times, [f"channel {c}" for c in source.maps[names.CHANNEL].values])
+    check_whole(maps, times, [f"channel {c}" for c in source.maps[names.CHANNEL].values])
     if not source.levels:
         return maps, {}, None
     heights, pressure = computed[1:]
-    _check_whole(heights, times, [f"zg at {p} hPa" for p in source.levels])
-    _check_whole(pressure[:, None], times, ["msl"])
+    check_whole(heights, times, [f"zg at {p} hPa" for p in source.levels])
+    check_whole(pressure[:, None], times, ["msl"])
     found = lows_of_maps(
         heights,
         pressure,
@@ -396,23 +360,6 @@ def _compute(
         if name in LOWS
     }
     return maps, lows, found.last
-
-
-def _check_whole(fields: NDArray[Any], times: NDArray[Any], told: list[str]) -> None:
-    """Refuse missing maps and missing cells of (time, field, latitude, longitude)."""
-    whole = np.isfinite(fields).all(axis=(2, 3))
-    if whole.all():
-        return
-    t, c = np.argwhere(~whole)[0]
-    bad = ~np.isfinite(fields[t, c])
-    where = f"{told[c]} at {_minute(times[t])}"
-    if bad.all():
-        raise InputError(where, "the map must not be missing", found="no value at all")
-    raise InputError(
-        where,
-        "every cell must have a value (a field that exists over sea only is written fill(sst))",
-        found=f"{int(bad.sum())} of {bad.size} cells missing or infinite",
-    )
 
 
 def _land_sea_mask(ds: xr.Dataset) -> NDArray[np.float32]:

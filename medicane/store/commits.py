@@ -19,7 +19,9 @@ from __future__ import annotations
 import copy
 import json
 import os
+import re
 import shutil
+import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -71,6 +73,38 @@ class ArrayPlan:
         return self.dims[:1] == (names.TIME,)
 
 
+def writable_folder(path: str | Path, *, where: object) -> Path:
+    """The path of a folder that results can be written to; nothing is made yet.
+
+    Parameters
+    ----------
+    path
+        A folder, or one that can be made.
+    where
+        What the message calls it: the option or the key.
+
+    Raises
+    ------
+    InputError
+        If the path is a URI or a file, or if the folder (or the one that is there above it) cannot
+        be written.
+    """
+    if re.match(r"[A-Za-z][A-Za-z0-9+.-]+:/", str(path)):  # of s3://a, Path makes s3:/a
+        raise InputError(where, "must be a folder on this machine", found=path)
+    path = Path(path)
+    above = next(p for p in (path, *path.absolute().parents) if os.path.lexists(p))
+    if not above.is_dir():
+        raise InputError(where, "must be a folder", found=f"a file, {above}")
+    try:
+        with tempfile.TemporaryFile(dir=above):
+            pass
+    except OSError as error:
+        raise InputError(
+            where, "must be a folder that can be written", found=f"{above}: {error.strerror}"
+        ) from None
+    return path
+
+
 @contextmanager
 def sole_writer(path: Path) -> Iterator[None]:
     """Hold the lock beside `path`; a killed process lets go of it by itself.
@@ -80,6 +114,7 @@ def sole_writer(path: Path) -> Iterator[None]:
     InputError
         If another process is writing there.
     """
+    writable_folder(path.parent, where=path)
     path.parent.mkdir(parents=True, exist_ok=True)
     lock = filelock.FileLock(path.with_name(f".{path.name}.lock"), timeout=0)
     try:
