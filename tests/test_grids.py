@@ -8,7 +8,6 @@ import sys
 import zipfile
 
 import dask
-import dialects
 import h5py
 import netCDF4
 import numpy as np
@@ -18,6 +17,7 @@ import xarray as xr
 from medicane import grids
 from medicane.errors import InputError
 from medicane.grids import open_grids
+from tests import dialects
 
 
 @pytest.fixture

@@ -7,7 +7,6 @@ import sys
 
 import dask
 import dask.array as da
-import dialects
 import numpy as np
 import pandas as pd
 import pytest
@@ -17,6 +16,7 @@ from medicane import config, names
 from medicane.errors import InputError
 from medicane.grids import open_grids
 from medicane.standardise import land_sea_mask, standardise
+from tests import dialects
 
 MEDITERRANEAN = config.Domain()
 
