@@ -1,4 +1,4 @@
-"""The documents stay true: their configuration keys, links, commands and code are those there are."""
+"""The documents stay true: what they say of keys, links, commands and code is what there is."""
 
 from __future__ import annotations
 
