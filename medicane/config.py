@@ -320,24 +320,22 @@ def make_config(
     try:
         config = Config.model_validate(values)
     except ValidationError as error:
-        raise InputError(where, _one_line(error)) from None
+        raise InputError(where, first_fault(error)) from None
     return config if folder is None else _anchor(config, folder)
 
 
-def _one_line(error: ValidationError) -> str:
-    """The first fault of a validation, and how many more there are."""
+def first_fault(error: ValidationError) -> str:
+    """The first fault of a validation in one line, and how many more there are."""
     faults = error.errors(include_url=False)
     first = faults[0]
-    key = (
-        ".".join(str(part) for part in first["loc"] if part != "function-after") or "configuration"
-    )
+    key = ".".join(str(part) for part in first["loc"] if part != "function-after")
     if first["type"] == "extra_forbidden":
         told = f"{key}: unknown key"
     elif first["type"] == "missing":
         told = f"{key}: this key is required"
     else:
         law = first["msg"].removeprefix("Value error, ")
-        told = f"{key}: {law}"
+        told = f"{key}: {law}" if key else law
         if "; found" not in law:
             told += f"; found {first['input']!r}"
     return told + (f" (and {len(faults) - 1} more)" if len(faults) > 1 else "")

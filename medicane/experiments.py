@@ -24,12 +24,15 @@ import yaml
 
 # Without a network the telemetry of a first call only costs time.
 os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+# A server that is not there is told after a quarter of a minute; by default it takes four minutes.
+os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "3")
 
 import mlflow
 import numpy as np
 import pandas as pd
 from mlflow.entities import Metric, Param
 from mlflow.exceptions import MlflowException
+from sqlalchemy.exc import SQLAlchemyError
 
 from medicane import __version__
 from medicane.config import Config
@@ -102,7 +105,7 @@ def use_tracking(uri: str, *, experiment: str) -> str:
         if uri.startswith("sqlite:///"):
             location = (Path(uri.removeprefix("sqlite:///")).parent / "mlartifacts").as_uri()
         return str(mlflow.create_experiment(experiment, artifact_location=location))
-    except MlflowException as error:
+    except (MlflowException, SQLAlchemyError) as error:
         raise InputError(
             f"tracking.uri: {uri}", "the tracking store must answer", found=_first_line(error)
         ) from error
@@ -251,6 +254,11 @@ def model_file(uri: str, *, tracking: str | None = None) -> ModelFile:
         return ModelFile(path, path.resolve().as_uri(), "file", None)
     if tracking is not None:
         mlflow.set_tracking_uri(tracking)
+    tracking = mlflow.get_tracking_uri()
+    database = Path(tracking.removeprefix("sqlite:///").partition("?")[0])
+    if tracking.startswith("sqlite:///") and not database.is_file():
+        # MLflow would make an empty one.
+        raise InputError(uri, f"no such model in {tracking}", found="no such database")
     try:
         source = uri
         if uri.startswith("runs:/") and uri.count("/") == 1:
@@ -258,10 +266,8 @@ def model_file(uri: str, *, tracking: str | None = None) -> ModelFile:
         information = mlflow.models.get_model_info(source)
         folder = Path(mlflow.artifacts.download_artifacts(artifact_uri=source))
         version = _version_of(uri)
-    except MlflowException as error:
-        raise InputError(
-            uri, f"no such model in {mlflow.get_tracking_uri()}", found=_first_line(error)
-        ) from error
+    except (MlflowException, SQLAlchemyError) as error:
+        raise InputError(uri, f"no such model in {tracking}", found=_first_line(error)) from error
     found = sorted(folder.rglob("*.keras"))
     if len(found) != 1:
         raise InputError(uri, "the logged model must hold one .keras file", found=len(found))
