@@ -10,6 +10,8 @@ from __future__ import annotations
 import logging
 import os
 import sys
+import tempfile
+import traceback
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -26,6 +28,7 @@ if TYPE_CHECKING:
 app = App(
     name="medicane",
     help="Find Mediterranean hurricanes in sequences of weather maps.",
+    help_epilogue="With --debug, any command shows the traceback of what it fails with.",
     version=__version__,
 )
 
@@ -124,7 +127,8 @@ def prepare(*, config: ConfigFile) -> None:
         done = pipeline.prepare(load_config(config), progress=progress)
     _say(
         f"store      {done.store}\n"
-        f"maps       {done.n_maps} ({done.n_new} new), {done.first} to {done.last}\n"
+        f"maps       {done.n_maps} ({done.n_new} new{_between(done.n_left_out)}), "
+        f"{done.first} to {done.last}\n"
         f"medicane   {done.n_medicane} maps, {done.n_medicane / max(done.n_maps, 1):.2%}\n"
         f"digest     {done.digest}"
     )
@@ -144,8 +148,10 @@ def train(*, config: ConfigFile) -> None:
     from medicane import pipeline
     from medicane.config import load_config
 
+    settings = load_config(config)
+    _start_keras()
     with _bar("train") as progress:
-        done = pipeline.train(load_config(config), progress=progress)
+        done = pipeline.train(settings, progress=progress)
     _say(
         f"model      {done.model_uri} (alias challenger)\n"
         f"run        {done.run_page or done.run_id}\n"
@@ -182,7 +188,9 @@ def evaluate(
     from medicane import pipeline
     from medicane.config import load_config
 
-    done = pipeline.evaluate(load_config(config), model=model, split=split, out=out)
+    settings = load_config(config)
+    _start_keras()
+    done = pipeline.evaluate(settings, model=model, split=split, out=out)
     _say(f"{done.table}\n\nscores     {done.scores}\nreport     {done.report}")
 
 
@@ -225,6 +233,7 @@ def detect(
     """
     if not inputs:
         raise InputError("INPUT", "at least one file, glob or store must be given", found="none")
+    _start_keras()
     from medicane import experiments, pipeline
 
     tracking = (
@@ -276,6 +285,7 @@ def catalogue(*, csv: Annotated[bool, Parameter(negative=())] = False) -> None:
 
 def run_demo(out: Path, *, seed: int, steps: Steps | None = None) -> Demonstrated:
     """Run the demo and tell what it made; the Prefect flows bring their own steps."""
+    _start_keras()
     from medicane import pipeline
 
     done = pipeline.demo(out, seed=seed, steps=steps, announce=lambda name: _say(f"· {name}"))
@@ -329,22 +339,18 @@ def _status(command: Callable[[], object], *, debug: bool) -> int:
     logging.getLogger("tensorflow").setLevel(logging.ERROR)
     try:
         command()
-    except InputError as error:
-        if debug:
-            raise
-        sys.stderr.write(f"medicane: {error}\n")
-        return 2
-    except CycloptsError as error:
-        if debug:
-            raise
-        sys.stderr.write(f"medicane: {' '.join(str(error).split())} (see --help)\n")
-        return 2
     except KeyboardInterrupt:
         sys.stderr.write("medicane: interrupted; what was committed stays, run again to go on\n")
         return 130
     except Exception as error:
         if debug:
-            raise
+            traceback.print_exc()
+        if isinstance(error, InputError):
+            sys.stderr.write(f"medicane: {error}\n")
+            return 2
+        if isinstance(error, CycloptsError):
+            sys.stderr.write(f"medicane: {' '.join(str(error).split())} (see --help)\n")
+            return 2
         told = (str(error).strip().splitlines() or [""])[0]
         sys.stderr.write(
             f"medicane: internal failure: {type(error).__name__}: {told} (--debug shows where)\n"
@@ -353,16 +359,59 @@ def _status(command: Callable[[], object], *, debug: bool) -> int:
     return 0
 
 
+@contextmanager
+def _hushed() -> Iterator[None]:
+    """Hold back what native code writes to standard error; give it out if the body raises.
+
+    TensorFlow tells of the CPU and of missing GPUs while it is imported, whatever its log level
+    says; an error of the user's would drown in that.
+    """
+    if "--debug" in sys.argv:
+        yield
+        return
+    sys.stderr.flush()
+    with tempfile.TemporaryFile() as held:
+        shown = os.dup(2)
+        os.dup2(held.fileno(), 2)
+        try:
+            yield
+        except BaseException:
+            os.dup2(shown, 2)
+            held.seek(0)
+            sys.stderr.write(held.read().decode(errors="replace"))
+            raise
+        finally:
+            os.dup2(shown, 2)
+            os.close(shown)
+
+
+def _start_keras() -> None:
+    with _hushed():
+        import keras
+
+        keras.ops.zeros(1)  # devices are looked for when the first of them is used
+
+
 def _account(done: Detected) -> str:
     skipped = (
         f", {done.n_skipped} not later than the last detection and left as they were"
         if done.n_skipped
         else ""
     )
+    waiting = (
+        f"\nunlabelled {done.n_unlabelled} maps are too few in a row for a sequence"
+        if done.n_unlabelled
+        else ""
+    )
     return (
-        f"detections {done.detections}: {done.n_maps} maps ({done.n_new} new{skipped})\n"
+        f"detections {done.detections}: {done.n_maps} maps "
+        f"({done.n_new} new{skipped}{_between(done.n_left_out)}){waiting}\n"
         f"events     {done.events}: {done.n_events}"
     )
+
+
+def _between(n_left_out: int) -> str:
+    return f", {n_left_out} between the steps left out" if n_left_out else ""
 
 
 def _say(text: str) -> None:

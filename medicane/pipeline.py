@@ -49,6 +49,7 @@ class Prepared(Summary):
     store: str
     n_maps: int
     n_new: int
+    n_left_out: int
     n_medicane: int
     first: str
     last: str
@@ -81,13 +82,19 @@ class Evaluated(Summary):
 
 
 class Detected(Summary):
-    """Detections after `detect`."""
+    """Detections after `detect`.
+
+    ``n_skipped`` maps are not later than the last detection, ``n_left_out`` lie between the steps
+    of the model, ``n_unlabelled`` of all are too few in a row for a sequence.
+    """
 
     detections: str
     events: str
     n_maps: int
     n_new: int
     n_skipped: int
+    n_left_out: int = 0
+    n_unlabelled: int = 0
     n_events: int
     model_uri: str
 
@@ -222,8 +229,10 @@ def evaluate(
     from medicane.predict import predict
     from medicane.sequences import split_times
     from medicane.store import open_store
+    from medicane.store.commits import writable_folder
 
     out = Path(config.data.store).resolve().parent if out is None else out
+    writable_folder(out, where="--out")
     store = open_store(config.data.store)
     file = _model_file(config, model)
     network = detector.load_detector(file.path)
@@ -335,26 +344,25 @@ def detect(
     InputError
         If the grids are not understood or lack what the model needs; `out` is untouched.
     """
-    from medicane import channels, experiments
+    from medicane import channels, experiments, predict
     from medicane import model as detector
     from medicane.grids import open_grids
-    from medicane.phase_space.lows import lows_of_dataset
-    from medicane.predict import label_maps, predict, read_detections, same_model, write_detections
-    from medicane.standardise import land_sea_mask, standardise
+    from medicane.sequences import at_steps
+    from medicane.standardise import standardise
+    from medicane.store.commits import writable_folder
 
-    if "://" in str(out):
-        raise InputError(f"--out {out}", "detections are written to a local folder")
-    out = Path(out)
+    if threshold is not None and not 0 < threshold < 1:
+        raise InputError("--threshold", "must lie between 0 and 1", found=threshold)
+    folder = writable_folder(out, where="--out")
     file = experiments.model_file(model, tracking=tracking)
     network = detector.load_detector(file.path)
     facts = detector.facts_of(network)
     step_hours, length = int(facts["step_hours"]), int(facts["length"])
-    chosen_threshold = float(threshold if threshold is not None else facts["threshold"])
     attributes = {
         "model_uri": file.uri,
         "model_version": file.version,
         "model_digest": _digest(file.path),
-        "threshold": chosen_threshold,
+        "threshold": float(facts["threshold"] if threshold is None else threshold),
         "temperature": float(facts.get("temperature", 1.0)),
         "mode": mode,
         "step_hours": step_hours,
@@ -362,7 +370,7 @@ def detect(
         "label_definition": Label(**facts["label"]).model_dump_json(),
         "idealised_training_data": int(facts["idealised"]),
     }
-    where = ", ".join(str(uri) for uri in inputs)
+    where = str(inputs[0]) + (f" and {len(inputs) - 1} more" if len(inputs) > 1 else "")
     formulas = tuple(
         ChannelFormula(**item) if isinstance(item, dict) else item for item in facts["formulas"]
     )
@@ -374,6 +382,7 @@ def detect(
         units=units or {},
         select=select or {},
         where=where,
+        variables=channels.wanted_variables(raw, formulas),
     )
     maps = channels.derive(standard, formulas)
     detector.check_maps(
@@ -382,68 +391,74 @@ def detect(
         shape=(maps.sizes[names.LATITUDE], maps.sizes[names.LONGITUDE]),
         where=where,
     )
-    before, history, skipped = None, None, 0
-    if (out / "detections.nc").exists():
-        before, history = read_detections(out / "detections.nc")
-        same_model(before, attributes, keys=("model_digest", "threshold", "mode"))
-        fresh = maps.indexes[names.TIME] > before.indexes[names.TIME][-1]
-        skipped = int((~fresh).sum())
-        standard = standard.isel({names.TIME: np.flatnonzero(fresh)})
-        maps = maps.isel({names.TIME: np.flatnonzero(fresh)})
-    new = maps.sizes[names.TIME]
-    if new == 0:
-        assert before is not None
-        LOG.info("%s: no map is newer than the last detection", where)
-    else:
-        series = maps if history is None else _after(history, maps, where=where)
-        predicted = predict(
+    before, history, read = None, None, predict.detections_digest(folder)
+    times = maps.indexes[names.TIME]
+    fresh = np.arange(len(times))
+    if read is not None:
+        before, history = predict.read_detections(folder / "detections.nc")
+        predict.same_model(
+            before,
+            attributes,
+            keys=("model_digest", "threshold", "mode"),
+            where=folder / "detections.nc",
+        )
+        last = before.indexes[names.TIME][-1]
+        if type(last) is not type(times[0]):
+            raise InputError(where, "must be of the calendar of the detections", found=times[0])
+        fresh = np.flatnonzero(times > last)
+    on_step = fresh[
+        at_steps(
+            times[fresh],
+            step_hours=step_hours,
+            after=None if before is None else before[names.TIME].values[-1],
+            where=where,
+            holder="the model needs",
+        )
+    ]
+    if on_step.size:
+        standard, maps = standard.isel({names.TIME: on_step}), maps.isel({names.TIME: on_step})
+        series = maps if history is None else _after(history, maps, step_hours, where=where)
+        predicted = predict.predict(
             network,
             series,
             mode=mode,
             allow_short=allow_short,
+            # A series that has begun goes on: a map that comes alone waits for its sequence.
+            allow_none=before is not None,
             progress=progress,
             where=where,
         )
-        lows = lows_of_dataset(
-            standard,
-            definition=Label(**facts["label"]),
-            sea=land_sea_mask(
-                standard[names.LATITUDE].values, standard[names.LONGITUDE].values
-            ).values
-            < 0.5,
-        )
-        known = predicted.sizes[names.TIME] - new
-        labelled = label_maps(
-            predicted.isel({names.TIME: slice(known, None)}),
-            threshold=chosen_threshold,
-            lows=lows,
-            attributes={**attributes, "source": where},
-        )
+        lows, carried = _located(standard, history, Label(**facts["label"]))
         if before is not None:
-            labelled = xr.concat(
-                [before, labelled],
-                dim=names.TIME,
-                join="exact",
-                data_vars="all",
-                coords="minimal",
-                compat="override",
-                combine_attrs="override",
+            predicted = predict.continued(
+                before, predicted, length=length, step_hours=step_hours, mode=mode
             )
-        before = labelled
-        write_detections(
-            out,
-            before,
-            step_hours=step_hours,
-            history=series.isel({names.TIME: slice(-(length - 1), None)}).load(),
+            lows = xr.concat([_lows_of(before), lows], dim=names.TIME, join="exact")
+        before = predict.label_maps(
+            predicted,
+            threshold=attributes["threshold"],
+            lows=lows,
+            attributes={**attributes, "source": ", ".join(map(str, inputs))},
         )
-    listing = pd.read_csv(out / "events.csv")
+        kept = series.isel({names.TIME: slice(-(length - 1), None)}).load()
+        kept.attrs["last_lows"] = carried
+        predict.write_detections(
+            folder, before, step_hours=step_hours, history=kept, replaces=read or ""
+        )
+        _warn_of_a_smaller_area(maps, Domain(**facts["domain"]), where=where)
+    else:
+        LOG.info("%s: no map is newer than the last detection", where)
+    assert before is not None  # without detections, `at_steps` finds a map or raises
+    table = predict.write_events(folder, before, step_hours=step_hours)
     return Detected(
-        detections=str(out / "detections.nc"),
-        events=str(out / "events.csv"),
+        detections=str(folder / "detections.nc"),
+        events=str(folder / "events.csv"),
         n_maps=before.sizes[names.TIME],
-        n_new=new,
-        n_skipped=skipped,
-        n_events=len(listing),
+        n_new=on_step.size,
+        n_skipped=len(times) - fresh.size,
+        n_left_out=fresh.size - on_step.size,
+        n_unlabelled=int((before["medicane"] == names.UNKNOWN).sum()),
+        n_events=len(table),
         model_uri=file.uri,
     )
 
@@ -452,8 +467,10 @@ def synthesise(
     out: Path, sea: Sea, *, label: Label | None = None, progress: Progress | None = None
 ) -> Any:
     """Write an idealised sea in the ERA5 dialect; see `medicane.synthetic.build_sea`."""
+    from medicane.store.commits import writable_folder
     from medicane.synthetic import build_sea
 
+    writable_folder(out, where="OUT")
     return build_sea(out, sea, label=label or Label(), progress=progress)
 
 
@@ -582,6 +599,9 @@ _DEMO_MARK = ".medicane-demo"
 
 
 def _empty_demo_folder(out: Path) -> None:
+    from medicane.store.commits import writable_folder
+
+    writable_folder(out, where="--out")
     if out.exists():
         if not out.is_dir() or (any(out.iterdir()) and not (out / _DEMO_MARK).exists()):
             raise InputError(
@@ -610,17 +630,22 @@ def _digest(path: Path) -> str:
     return "sha256:" + hashlib.sha256(path.read_bytes()).hexdigest()
 
 
-def _after(history: xr.DataArray, maps: xr.DataArray, *, where: str) -> xr.DataArray:
-    """The maps behind the last detection, then the new ones, on exactly one grid."""
+def _after(
+    history: xr.DataArray, maps: xr.DataArray, step_hours: int, *, where: str
+) -> xr.DataArray:
+    """The maps that lead up to the new ones without a gap, then those, on exactly one grid."""
+    from medicane.sequences import contiguous_periods
+
     for axis in (names.LATITUDE, names.LONGITUDE):
         if not np.array_equal(history[axis].values, maps[axis].values):
             raise InputError(
-                where,
-                f"{axis} must equal that of the detections that are there",
-                found=f"{maps[axis].values[0]} to {maps[axis].values[-1]}",
+                f"{where}: {axis}",
+                "must equal that of the detections that are there "
+                f"({history[axis].values[0]:g} to {history[axis].values[-1]:g})",
+                found=f"{maps[axis].values[0]:g} to {maps[axis].values[-1]:g}",
             )
     bare = maps.drop_vars([c for c in maps.coords if c not in maps.dims])
-    return xr.concat(
+    series = xr.concat(
         [history.astype(np.float32), bare],
         dim=names.TIME,
         join="exact",
@@ -628,6 +653,62 @@ def _after(history: xr.DataArray, maps: xr.DataArray, *, where: str) -> xr.DataA
         compat="override",
         combine_attrs="override",
     )
+    known = history.sizes[names.TIME]
+    periods = contiguous_periods(series.indexes[names.TIME], step_hours=step_hours)
+    start = next(p.start for p in periods if p.stop > known)
+    return series.isel({names.TIME: slice(start, None)})
+
+
+def _located(
+    standard: xr.Dataset, history: xr.DataArray | None, definition: Label
+) -> tuple[xr.Dataset, str]:
+    """The low of each new map, and what carries the motion of the lows on to the next call."""
+    from medicane.phase_space.lows import lows_of_dataset
+    from medicane.standardise import land_sea_mask
+    from medicane.store.schema import lows_from_json, lows_to_json
+
+    at = standard[names.LATITUDE].values, standard[names.LONGITUDE].values
+    # As in the store: the data's own mask if they have one.
+    mask = standard["lsm"] if "lsm" in standard else land_sea_mask(*at)
+    if names.TIME in mask.dims:
+        mask = mask.isel({names.TIME: 0})
+    datetimes = isinstance(standard.indexes[names.TIME], pd.DatetimeIndex)
+    previous = None
+    if history is not None and datetimes:
+        previous = lows_from_json(str(history.attrs.get("last_lows", "")))
+    lows, last = lows_of_dataset(
+        standard,
+        definition=definition,
+        sea=mask.transpose(names.LATITUDE, names.LONGITUDE).values < 0.5,
+        previous=previous,
+    )
+    return lows, lows_to_json(last) if datetimes else ""
+
+
+def _lows_of(detections: xr.Dataset) -> xr.Dataset:
+    """The centres of detections under the names that `medicane.predict.label_maps` takes."""
+    return xr.Dataset(
+        {
+            f"low_{name}": (names.TIME, detections[f"centre_{name}"].values)
+            for name in (names.LATITUDE, names.LONGITUDE)
+        },
+        coords={names.TIME: detections[names.TIME].values},
+    )
+
+
+def _warn_of_a_smaller_area(maps: xr.DataArray, domain: Domain, *, where: str) -> None:
+    """Maps may cover a part of the model's area; what the model was trained on was all of it."""
+    latitude, longitude = maps[names.LATITUDE].values, maps[names.LONGITUDE].values
+    has = (latitude[-1], latitude[0], longitude[0], longitude[-1])
+    wants = (domain.south, domain.north, domain.west, domain.east)
+    if np.abs(np.subtract(has, wants)).max() > 2 * abs(latitude[0] - latitude[1]):
+        LOG.warning(
+            "%s: the maps cover %g to %g N, %g to %g E, the model's area is %g to %g N, %g to %g E:"
+            " its skill is not known for a part of it",
+            where,
+            *has,
+            *wants,
+        )
 
 
 def _headline(scores: dict[str, Any], split: str) -> dict[str, float]:

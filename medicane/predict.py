@@ -12,6 +12,7 @@ nothing in the encoder depends on a map's neighbours at inference.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import logging
 import os
@@ -26,8 +27,10 @@ import xarray as xr
 
 from medicane import __version__, names
 from medicane import model as detector
+from medicane.channels import check_whole
 from medicane.errors import InputError
 from medicane.sequences import contiguous_periods
+from medicane.store.commits import sole_writer
 
 if TYPE_CHECKING:
     import keras
@@ -49,6 +52,7 @@ def predict(
     *,
     mode: Mode = "causal",
     allow_short: bool = False,
+    allow_none: bool = False,
     block: int = BLOCK,
     progress: Callable[[int, int], None] | None = None,
     where: object = "maps",
@@ -66,6 +70,8 @@ def predict(
     allow_short
         Label contiguous periods shorter than one sequence too, with the history they have. Nothing
         is invented: they get what the first maps of every period get.
+    allow_none
+        Leave all maps without a label where no period is long enough, instead of raising.
     block
         Maps held in memory at once.
     progress
@@ -80,7 +86,8 @@ def predict(
     Raises
     ------
     InputError
-        If the channels are not the model's, the grid is too small, or no period is long enough.
+        If the channels are not the model's, the grid is too small, no period is long enough, or a
+        map or a part of it is missing (the message names time and channel).
     """
     facts = detector.facts_of(model)
     length, step_hours = int(facts["length"]), int(facts["step_hours"])
@@ -94,7 +101,7 @@ def predict(
     periods = contiguous_periods(times, step_hours=step_hours)
     least = 1 if allow_short else length
     longest = max((p.stop - p.start for p in periods), default=0)
-    if longest < least:
+    if longest < least and not allow_none:
         raise InputError(
             where,
             f"one sequence is {length} maps {step_hours} h apart without a gap "
@@ -119,6 +126,12 @@ def predict(
         features = np.empty((0, encoder.output_shape[-1]), dtype=np.float32)
         first = period.start  # the map that features[0] belongs to
         for start, images in _blocks(maps, period, block):
+            check_whole(
+                images.transpose(0, 3, 1, 2),
+                np.asarray(times[start : start + len(images)]),
+                [f"channel {name}" for name in maps[names.CHANNEL].values],
+                where=where,
+            )
             new = _apply(encoder, images, batch=32)
             features = np.concatenate([features, new])
             _vote(head, features, first, start, period, length, mode, total, count)
@@ -139,6 +152,51 @@ def predict(
         },
         coords=coords,
     )
+
+
+def continued(
+    before: xr.Dataset, predicted: xr.Dataset, *, length: int, step_hours: int, mode: Mode
+) -> xr.Dataset:
+    """Labels of a series that has grown, as one call for all of it would give them.
+
+    Parameters
+    ----------
+    before
+        ``logit``, ``probability``, ``n_sequences`` of the maps so far, (time).
+    predicted
+        From `predict`, for the last maps of `before` (up to ``length - 1`` of them, see `history`)
+        followed by the new ones.
+    length, step_hours, mode
+        As the labels were made.
+
+    Returns
+    -------
+    xr.Dataset
+        The three variables for all maps. What was labelled stays, with two exceptions: maps that
+        were too few for a sequence get their label when the sequence is full, and in fused mode the
+        last ``length - 1`` maps get the votes of the windows that have become possible.
+    """
+    known = int((predicted[names.TIME] <= before[names.TIME][-1]).sum())
+    parts = ("probability", "logit", "n_sequences")
+    joined = {n: np.concatenate([before[n].values, predicted[n].values[known:]]) for n in parts}
+    if known:
+        first = before.sizes[names.TIME] - known
+        was, now = before["n_sequences"].values[first:], predicted["n_sequences"].values[:known]
+        last = contiguous_periods(before.indexes[names.TIME], step_hours=step_hours)[-1]
+        # Votes of earlier windows count on, unless the whole period is in view: then `predicted`
+        # has them all.
+        carried = was if mode == "fused" and last.start < first else np.zeros_like(was)
+        votes = np.nan_to_num(before["logit"].values[first:].astype(np.float64)) * carried
+        votes += np.nan_to_num(predicted["logit"].values[:known].astype(np.float64)) * now
+        count = carried + now
+        logit = votes / np.maximum(count, 1)
+        changed = (now > 0) & ((was == 0) | (mode == "fused"))
+        at = first + np.flatnonzero(changed)
+        joined["logit"][at] = logit[changed]
+        joined["n_sequences"][at] = count[changed]
+        joined["probability"][at] = _sigmoid(logit[changed])
+    times = np.concatenate([before[names.TIME].values, predicted[names.TIME].values[known:]])
+    return xr.Dataset({n: (names.TIME, v) for n, v in joined.items()}, {names.TIME: times})
 
 
 def _blocks(maps: xr.DataArray, period: slice, block: int) -> Iterator[tuple[int, np.ndarray]]:
@@ -201,7 +259,8 @@ def _vote(
 
 
 def _sigmoid(logit: np.ndarray) -> np.ndarray:
-    return np.exp(-np.logaddexp(0.0, -logit))
+    with np.errstate(invalid="ignore"):  # maps without a label
+        return np.exp(-np.logaddexp(0.0, -logit))
 
 
 # --- detections: the labelled series and its events ----------------------------------------------
@@ -361,21 +420,49 @@ def _stamp(time: Any) -> str:
 
 
 def read_detections(path: Path) -> tuple[xr.Dataset, xr.DataArray | None]:
-    """The detections written so far, loaded, and the last maps behind them (None if not kept)."""
-    with xr.open_dataset(path) as stored:
-        detections = stored.load()
+    """The detections written so far, loaded, and the last maps behind them (None if not kept).
+
+    Raises
+    ------
+    InputError
+        If the file is not one that `write_detections` wrote.
+    """
     try:
-        with xr.open_dataset(path, group=HISTORY_GROUP) as stored:
+        with xr.open_dataset(path, engine="netcdf4") as stored:
+            detections = stored.load()
+        missing = {"probability", "logit", "n_sequences", "medicane"} - set(detections.data_vars)
+        if missing or not detections.sizes.get(names.TIME):
+            raise ValueError(f"no {', '.join(sorted(missing)) or 'map'}")
+    except (OSError, ValueError) as error:
+        raise InputError(
+            path, "must be detections that medicane wrote, or not exist", found=error
+        ) from None
+    try:
+        with xr.open_dataset(path, group=HISTORY_GROUP, engine="netcdf4") as stored:
             history = stored["maps"].load()
     except (OSError, KeyError):
         history = None
     return detections, history
 
 
+def detections_digest(out: Path) -> str | None:
+    """Digest of the ``detections.nc`` in a folder; None if there is none."""
+    path = out / "detections.nc"
+    return hashlib.sha256(path.read_bytes()).hexdigest() if path.is_file() else None
+
+
 def write_detections(
-    out: Path, detections: xr.Dataset, *, step_hours: int, history: xr.DataArray | None = None
+    out: Path,
+    detections: xr.Dataset,
+    *,
+    step_hours: int,
+    history: xr.DataArray | None = None,
+    replaces: str | None = None,
 ) -> tuple[Path, Path]:
     """Write ``detections.nc``, ``events.csv`` and ``tracks.csv``, each whole or not at all.
+
+    The detections come last: a writer that is killed before has added nothing, and the next run
+    writes all three. What a killed one left is cleared.
 
     Parameters
     ----------
@@ -388,31 +475,65 @@ def write_detections(
     history
         The last maps of the series, ``(time, channel, latitude, longitude)``; kept in the group
         ``history`` so that a later run knows what came before its first new map.
+    replaces
+        `detections_digest` of what these were added to, empty if nothing; None does not ask.
 
     Returns
     -------
     tuple of Path
         The detections and the events.
+
+    Raises
+    ------
+    InputError
+        If the folder cannot be written, or another process is writing or has written there.
     """
-    out.mkdir(parents=True, exist_ok=True)
+    target, listing = out / "detections.nc", out / "events.csv"
+    encoding = {names.TIME: {"units": "seconds since 1970-01-01", "dtype": "int64"}}
+    with sole_writer(target):
+        for pattern in _TEMPORARY:
+            for litter in out.glob(pattern):
+                litter.unlink()
+        if replaces is not None and (detections_digest(out) or "") != replaces:
+            raise InputError(
+                target,
+                "must not change while maps are added; run again",
+                found="other detections than those read",
+            )
+        temporary = out / f".detections-{uuid.uuid4().hex}.nc"
+        try:
+            detections.to_netcdf(temporary, encoding=encoding)
+            if history is not None:
+                kept = history.to_dataset(name="maps").drop_vars(
+                    [c for c in history.coords if c not in history.dims]
+                )
+                kept.to_netcdf(temporary, mode="a", group=HISTORY_GROUP, encoding=encoding)
+            write_events(out, detections, step_hours=step_hours)
+            os.replace(temporary, target)
+        finally:
+            temporary.unlink(missing_ok=True)
+    return target, listing
+
+
+def write_events(out: Path, detections: xr.Dataset, *, step_hours: int) -> pd.DataFrame:
+    """Write ``events.csv`` and ``tracks.csv`` where they differ from what the detections say.
+
+    Returns
+    -------
+    pandas.DataFrame
+        The events.
+    """
     table = events(detections, step_hours=step_hours)
     tracks = event_tracks(detections, table, step_hours=step_hours)
-    target, listing = out / "detections.nc", out / "events.csv"
-    encoding = {names.TIME: {"units": "hours since 1970-01-01", "dtype": "int64"}}
-    temporary = out / f".detections-{uuid.uuid4().hex}.nc"
-    try:
-        detections.to_netcdf(temporary, encoding=encoding)
-        if history is not None:
-            kept = history.to_dataset(name="maps").drop_vars(
-                [c for c in history.coords if c not in history.dims]
-            )
-            kept.to_netcdf(temporary, mode="a", group=HISTORY_GROUP, encoding=encoding)
-        _replace_text(listing, table.to_csv(index=False))
-        _replace_text(out / "tracks.csv", tracks.to_csv(index=False))
-        os.replace(temporary, target)
-    finally:
-        temporary.unlink(missing_ok=True)
-    return target, listing
+    for path, rows in ((out / "events.csv", table), (out / "tracks.csv", tracks)):
+        text = rows.to_csv(index=False)
+        if not path.is_file() or path.read_text(encoding="utf-8") != text:
+            _replace_text(path, text)
+    return table
+
+
+#: What a writer that was killed may leave in the folder.
+_TEMPORARY = (".detections-*.nc", ".events.csv-*", ".tracks.csv-*")
 
 
 def _replace_text(path: Path, text: str) -> None:
@@ -424,7 +545,13 @@ def _replace_text(path: Path, text: str) -> None:
         temporary.unlink(missing_ok=True)
 
 
-def same_model(detections: xr.Dataset, attributes: dict[str, Any], *, keys: Sequence[str]) -> None:
+def same_model(
+    detections: xr.Dataset,
+    attributes: dict[str, Any],
+    *,
+    keys: Sequence[str],
+    where: object = "detections.nc",
+) -> None:
     """Refuse to add to detections that another model, threshold or mode has made.
 
     Raises
@@ -436,7 +563,7 @@ def same_model(detections: xr.Dataset, attributes: dict[str, Any], *, keys: Sequ
         before, now = detections.attrs.get(key), attributes.get(key)
         if json.dumps(before, default=str) != json.dumps(now, default=str):
             raise InputError(
-                "detections.nc",
+                where,
                 f"new times are added only to detections of the same {key} ({before}); "
                 "choose another --out",
                 found=now,

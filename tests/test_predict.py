@@ -16,6 +16,8 @@ from medicane.config import make_config
 from medicane.errors import InputError
 from medicane.normalise import Statistics
 from medicane.predict import (
+    continued,
+    detections_digest,
     event_tracks,
     events,
     label_maps,
@@ -24,6 +26,7 @@ from medicane.predict import (
     same_model,
     write_detections,
 )
+from medicane.store.commits import sole_writer
 
 CHANNELS = ("msl_local", "u10")
 LENGTH = 10
@@ -254,11 +257,95 @@ def test_written_files_are_what_others_read(tmp_path: Path) -> None:
     assert again.sizes["time"] == 4
     assert history is not None
     np.testing.assert_array_equal(history.values, series(9).values)
-    assert sorted(p.name for p in (tmp_path / "out").iterdir()) == [
+    assert {p.name for p in (tmp_path / "out").iterdir()} - {".detections.nc.lock"} == {
         "detections.nc",
         "events.csv",
         "tracks.csv",
-    ]
+    }
+
+
+@pytest.mark.parametrize("mode", ["causal", "fused"])
+@pytest.mark.parametrize("allow_short", [False, True])
+def test_a_series_that_grows_gets_the_labels_of_one_call(
+    network: keras.Model, mode: str, allow_short: bool
+) -> None:
+    """In pieces of one to many maps, across a gap, with a tail that waits for its sequence."""
+    maps = xr.concat([series(14), series(25, start="2020-02-01", seed=2)], dim="time")
+    expected = predict(network, maps, mode=mode, allow_short=allow_short)
+    grown = predict(network, maps[:12], mode=mode, allow_short=allow_short)
+    for start, stop in [(12, 14), (14, 15), (15, 19), (19, 20), (20, 37), (37, 39)]:
+        gap = 14 if start >= 14 else 0
+        history = max(start - (LENGTH - 1), gap)  # none of the maps before the gap
+        new = predict(
+            network, maps[history:stop], mode=mode, allow_short=allow_short, allow_none=True
+        )
+        before = grown
+        grown = continued(before, new, length=LENGTH, step_hours=6, mode=mode)
+        if mode == "causal":  # what was labelled is left alone
+            labelled = (before["n_sequences"] > 0).values
+            kept = grown["logit"].values[: len(labelled)][labelled]
+            np.testing.assert_array_equal(kept, before["logit"].values[labelled])
+    for name in ("probability", "logit", "n_sequences"):
+        np.testing.assert_allclose(grown[name], expected[name], atol=1e-5)
+    assert (grown["n_sequences"] > 0).all()
+
+
+@pytest.mark.parametrize("missing", ["a map", "a cell"])
+def test_missing_values_are_refused_by_time_and_channel(network: keras.Model, missing: str) -> None:
+    maps = series(14)
+    maps[5, 1] = np.where(
+        (np.arange(48).reshape(6, 8) == 7) | (missing == "a map"), np.nan, maps[5, 1]
+    )
+    found = "no value at all" if missing == "a map" else "1 of 48 cells"
+    with pytest.raises(InputError, match=f"new.nc: channel u10 at 2020-01-02T06:00: .*{found}"):
+        predict(network, maps, block=4, where="new.nc")
+
+
+def test_two_writers_do_not_lose_each_others_maps(tmp_path: Path) -> None:
+    one = label_maps(probabilities([0.1, 0.7]), threshold=0.5)
+    write_detections(tmp_path, one, step_hours=6, replaces="")
+    read = detections_digest(tmp_path)
+    assert read is not None
+    two = label_maps(probabilities([0.1, 0.7, 0.8]), threshold=0.5)
+    write_detections(tmp_path, two, step_hours=6, replaces=read)
+    held = (tmp_path / "detections.nc").read_bytes()
+    for stale in (read, ""):
+        with pytest.raises(InputError, match=r"detections\.nc: must not change .* run again"):
+            write_detections(tmp_path, one, step_hours=6, replaces=stale)
+    with sole_writer(tmp_path / "detections.nc"), pytest.raises(InputError, match="one process"):
+        write_detections(tmp_path, one, step_hours=6)
+    assert (tmp_path / "detections.nc").read_bytes() == held
+
+
+def test_what_a_killed_writer_left_is_cleared_and_mended(tmp_path: Path) -> None:
+    found = label_maps(probabilities([0.1, 0.7]), threshold=0.5)
+    write_detections(tmp_path, found, step_hours=6)
+    events_before = (tmp_path / "events.csv").read_bytes()
+    for name in (".detections-1.nc", ".events.csv-2", ".tracks.csv-3"):
+        (tmp_path / name).write_text("half")
+    (tmp_path / "events.csv").write_text("of detections that never came\n")
+    write_detections(tmp_path, found, step_hours=6)
+    assert (tmp_path / "events.csv").read_bytes() == events_before
+    assert not list(tmp_path.glob(".*-*"))
+
+
+def test_a_foreign_file_in_the_place_of_detections_is_told(tmp_path: Path) -> None:
+    path = tmp_path / "detections.nc"
+    path.write_text("mine")
+    with pytest.raises(InputError, match=r"detections\.nc: must be detections that medicane wrote"):
+        read_detections(path)
+    xr.Dataset({"sst": ("time", [1.0])}).to_netcdf(path)
+    with pytest.raises(InputError, match="found no logit, medicane"):
+        read_detections(path)
+
+
+def test_times_between_the_hours_are_kept(tmp_path: Path) -> None:
+    half_past = probabilities([0.1, 0.7])
+    half_past = half_past.assign_coords(time=half_past["time"] + np.timedelta64(30, "m"))
+    found = label_maps(half_past, threshold=0.5)
+    write_detections(tmp_path, found, step_hours=6)
+    again, _ = read_detections(tmp_path / "detections.nc")
+    np.testing.assert_array_equal(again["time"], half_past["time"])
 
 
 def test_a_failed_write_leaves_the_previous_files(tmp_path: Path) -> None:

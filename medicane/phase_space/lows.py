@@ -362,12 +362,17 @@ def _phase_space_of_lows(
 
 
 def lows_of_dataset(
-    standard: xr.Dataset, *, definition: config.Label, sea: ArrayLike, block: int = 96
-) -> xr.Dataset:
+    standard: xr.Dataset,
+    *,
+    definition: config.Label,
+    sea: ArrayLike,
+    previous: LastMap | None = None,
+    block: int = 96,
+) -> tuple[xr.Dataset, LastMap | None]:
     """Where the storm of each map would stand, `block` maps in memory at a time.
 
     With geopotential height on the levels of the phase space it is the most medicane-like low of
-    `lows_of_maps`; with surface fields only, the deepest low over the sea.
+    `lows_of_maps`; with surface fields only, the deepest low over the sea; without pressure, none.
 
     Parameters
     ----------
@@ -377,11 +382,15 @@ def lows_of_dataset(
         Radius and thresholds; without ``zg`` the limit of pressure is not asked.
     sea
         True over the sea, shape (latitude, longitude).
+    previous
+        What this function returned for the maps before these; see `lows_of_maps`.
 
     Returns
     -------
     xr.Dataset
         ``low_latitude(time)`` and ``low_longitude(time)``, degrees, NaN where there is no low.
+    LastMap or None
+        For the maps that follow.
     """
     latitude, longitude = standard[names.LATITUDE].values, standard[names.LONGITUDE].values
     times = standard.indexes[names.TIME]
@@ -390,10 +399,11 @@ def lows_of_dataset(
         for p in names.PHASE_SPACE_LEVELS
         if "zg" in standard and p in standard[names.LEVEL].values
     ]
-    has_phase_space = {900, 600, 300} <= set(levels)
+    has_phase_space = {900, 600, 300} <= set(levels) and "msl" in standard
     found = {n: np.full(len(times), np.nan, np.float32) for n in ("latitude", "longitude")}
-    last: LastMap | None = None
-    for start in range(0, len(times), block):
+    last = previous if has_phase_space else None
+    blocks = range(0, len(times), block) if "msl" in standard else ()
+    for start in blocks:
         part = slice(start, min(start + block, len(times)))
         maps = standard.isel({names.TIME: part})
         msl = maps["msl"].values
@@ -422,7 +432,8 @@ def lows_of_dataset(
         of_map, first = np.unique(centres.map_index, return_index=True)
         found["latitude"][start + of_map] = centres.latitude[first]
         found["longitude"][start + of_map] = centres.longitude[first]
-    return xr.Dataset(
+    centres_of_maps = xr.Dataset(
         {f"low_{name}": (names.TIME, values) for name, values in found.items()},
         coords={names.TIME: standard[names.TIME]},
     )
+    return centres_of_maps, last
