@@ -201,8 +201,8 @@ def test_gradients_reach_every_trainable_weight(maps: np.ndarray) -> None:
 
 
 def test_smallest_grid() -> None:
-    assert detector.smallest_grid(configuration().model) == 4
-    assert detector.smallest_grid(configuration(model={"blocks": [3, 6, 12]}).model) == 8
+    assert detector.smallest_grid(configuration().model) == 8
+    assert detector.smallest_grid(configuration(model={"blocks": [3, 6, 12]}).model) == 16
     assert detector.smallest_grid(configuration(model={"encoder": "densenet121"}).model) == 32
 
 

@@ -78,7 +78,7 @@ def test_it_learns_and_calibrates(store: xr.Dataset) -> None:
     assert facts["label"]["version"] == "medicane-1"
     assert facts["data_digest"] == "sha256:0123"
     assert facts["idealised"] is True
-    assert facts["smallest_grid"] == 4
+    assert facts["smallest_grid"] == 8
     # The model that comes back is the one of the best epoch, calibrated.
     validation = store.isel(time=np.flatnonzero(trained.splits["validation"]))
     found = predict(trained.model, validation["maps"])
@@ -199,7 +199,7 @@ class TestRefusals:
     def test_grid_smaller_than_the_encoder(self, store: xr.Dataset) -> None:
         config = configuration(model={"blocks": [1, 1, 1, 1]})
         with pytest.raises(
-            InputError, match="needs a grid of at least 16 x 16 cells; found 8 x 10"
+            InputError, match="needs a grid of at least 32 x 32 cells; found 8 x 10"
         ):
             train_detector(config, store)
         with pytest.raises(
