@@ -96,7 +96,7 @@ def use_tracking(uri: str, *, experiment: str) -> str:
     InputError
         If the tracking store cannot be reached.
     """
-    mlflow.set_tracking_uri(uri)
+    _point_at(uri)
     try:
         found = mlflow.get_experiment_by_name(experiment)
         if found is not None:
@@ -253,7 +253,7 @@ def model_file(uri: str, *, tracking: str | None = None) -> ModelFile:
             )
         return ModelFile(path, path.resolve().as_uri(), "file", None)
     if tracking is not None:
-        mlflow.set_tracking_uri(tracking)
+        _point_at(tracking)
     tracking = mlflow.get_tracking_uri()
     database = Path(tracking.removeprefix("sqlite:///").partition("?")[0])
     if tracking.startswith("sqlite:///") and not database.is_file():
@@ -304,6 +304,20 @@ def _load_pyfunc(path: str) -> _Served:
 
 
 # --------------------------------------------------------------------------------------------------
+
+
+def _point_at(uri: str) -> None:
+    """Point MLflow at a tracking store, for this process alone.
+
+    MLflow would write the URI into the environment too, where `tracking_uri` of the next
+    configuration would take it for the user's wish.
+    """
+    wished = os.environ.get("MLFLOW_TRACKING_URI")
+    mlflow.set_tracking_uri(uri)
+    if wished is None:
+        os.environ.pop("MLFLOW_TRACKING_URI", None)
+    else:
+        os.environ["MLFLOW_TRACKING_URI"] = wished
 
 
 def _provenance() -> dict[str, str]:
