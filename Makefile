@@ -23,11 +23,12 @@ help:  ## list what can be made
 demo: $(READY)  ## idealised sea -> prepare -> train -> evaluate -> detect, with a report (OUT=demo SEED=0)
 	@$(BIN)/python -m flows.demo --out $(OUT) --seed $(SEED)
 
+# A file stays on one worker: its servers and trained projects are made once.
 test: $(READY)  ## the tests, without the slow ones
-	$(BIN)/python -m pytest -q -n 2 -m "not slow"
+	$(BIN)/python -m pytest -q -n 2 --dist loadfile -m "not slow"
 
 test-slow: $(READY)  ## the slow tests alone: real servers, killed runs, the demo
-	$(BIN)/python -m pytest -q -n 2 -m slow
+	$(BIN)/python -m pytest -q -n 2 --dist loadfile -m slow
 
 check: $(READY)  ## lint, format and types
 	$(BIN)/ruff check .
