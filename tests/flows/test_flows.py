@@ -284,7 +284,7 @@ def test_a_task_hands_every_choice_on(small_project: SmallProject, tmp_path: Pat
 
 
 def _read(path: str) -> Any:
-    from medicane.predict import read_detections
+    from medicane.detections import read_detections
 
     return read_detections(Path(path))
 

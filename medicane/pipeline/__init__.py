@@ -1,0 +1,40 @@
+"""The way of the data, one function a step: prepare, train, evaluate, detect, and the demo of all.
+
+The command line and the Prefect flows call the same functions; what they exchange are paths, URIs
+and the small summaries below, never datasets.
+"""
+
+from __future__ import annotations
+
+from medicane.pipeline.demonstration import RECIPES, Demonstrated, Steps, demo
+from medicane.pipeline.detection import detect, probability_strip
+from medicane.pipeline.steps import (
+    MODEL_NAME,
+    evaluate,
+    prepare,
+    synthesise,
+    tracking_uri,
+    train,
+)
+from medicane.pipeline.summaries import Detected, Evaluated, Prepared, Progress, Summary, Trained
+
+__all__ = [
+    "MODEL_NAME",
+    "RECIPES",
+    "Demonstrated",
+    "Detected",
+    "Evaluated",
+    "Prepared",
+    "Progress",
+    "Steps",
+    "Summary",
+    "Trained",
+    "demo",
+    "detect",
+    "evaluate",
+    "prepare",
+    "probability_strip",
+    "synthesise",
+    "tracking_uri",
+    "train",
+]

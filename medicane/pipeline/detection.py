@@ -1,0 +1,297 @@
+"""New grids in, probabilities and events out: the step that runs every day."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import pandas as pd
+import xarray as xr
+
+from medicane import names
+from medicane.config import ChannelFormula, Domain, Label
+from medicane.errors import InputError
+from medicane.pipeline.summaries import Detected, Progress
+
+LOG = logging.getLogger(__name__)
+
+
+def detect(
+    inputs: Sequence[str | Path],
+    *,
+    model: str,
+    out: str | Path,
+    mode: Literal["causal", "fused"] = "causal",
+    threshold: float | None = None,
+    allow_short: bool = False,
+    units: dict[str, str] | None = None,
+    select: dict[str, float] | None = None,
+    tracking: str | None = None,
+    progress: Progress | None = None,
+) -> Detected:
+    """Label new grids; a second call with more recent grids adds only the new times.
+
+    Parameters
+    ----------
+    inputs
+        Files, globs or stores, merged on exactly equal coordinates.
+    model
+        A model URI or ``.keras`` file. It says the area, spacing, step, channels and threshold.
+    out
+        Folder of ``detections.nc``, ``events.csv`` and ``tracks.csv``.
+    mode
+        ``causal`` or ``fused``; see `medicane.predict`.
+    threshold
+        Instead of the model's own.
+    allow_short
+        Label periods shorter than one sequence with the history they have.
+    units, select
+        As ``data.units`` and ``data.select`` of the configuration.
+    tracking
+        Tracking URI for ``models:/`` and ``runs:/``.
+
+    Raises
+    ------
+    InputError
+        If the grids are not understood or lack what the model needs; `out` is untouched.
+    """
+    from medicane import channels, experiments
+    from medicane import detections as found
+    from medicane import model as detector
+    from medicane.grids import open_grids
+    from medicane.predict import predict
+    from medicane.sequences import at_steps
+    from medicane.standardise import standardise
+    from medicane.store.commits import writable_folder
+
+    if threshold is not None and not 0 < threshold < 1:
+        raise InputError("--threshold", "must lie between 0 and 1", found=threshold)
+    folder = writable_folder(out, where="--out")
+    file = experiments.model_file(model, tracking=tracking)
+    network = detector.load_detector(file.path)
+    facts = detector.facts_of(network)
+    step_hours, length = int(facts["step_hours"]), int(facts["length"])
+    attributes = {
+        "model_uri": file.uri,
+        "model_version": file.version,
+        "model_digest": _digest(file.path),
+        "threshold": float(facts["threshold"] if threshold is None else threshold),
+        "temperature": float(facts.get("temperature", 1.0)),
+        "mode": mode,
+        "step_hours": step_hours,
+        "store_digest": facts["data_digest"],
+        "label_definition": Label(**facts["label"]).model_dump_json(),
+        "idealised_training_data": int(facts["idealised"]),
+    }
+    where = str(inputs[0]) + (f" and {len(inputs) - 1} more" if len(inputs) > 1 else "")
+    formulas = tuple(
+        ChannelFormula(**item) if isinstance(item, dict) else item for item in facts["formulas"]
+    )
+    raw = open_grids(inputs, select=select)
+    standard = standardise(
+        raw,
+        domain=Domain(**facts["domain"]),
+        degrees=float(facts["degrees"]),
+        units=units or {},
+        select=select or {},
+        where=where,
+        variables=channels.wanted_variables(raw, formulas),
+    )
+    maps = channels.derive(standard, formulas)
+    detector.check_maps(
+        network,
+        channels=[str(name) for name in maps[names.CHANNEL].values],
+        shape=(maps.sizes[names.LATITUDE], maps.sizes[names.LONGITUDE]),
+        where=where,
+    )
+    before, history, read = None, None, found.detections_digest(folder)
+    times = maps.indexes[names.TIME]
+    fresh = np.arange(len(times))
+    if read is not None:
+        before, history = found.read_detections(folder / "detections.nc")
+        found.same_model(
+            before,
+            attributes,
+            keys=("model_digest", "threshold", "mode"),
+            where=folder / "detections.nc",
+        )
+        last = before.indexes[names.TIME][-1]
+        if type(last) is not type(times[0]):
+            raise InputError(where, "must be of the calendar of the detections", found=times[0])
+        fresh = np.flatnonzero(times > last)
+    on_step = fresh[
+        at_steps(
+            times[fresh],
+            step_hours=step_hours,
+            after=None if before is None else before[names.TIME].values[-1],
+            where=where,
+            holder="the model needs",
+        )
+    ]
+    if on_step.size:
+        standard, maps = standard.isel({names.TIME: on_step}), maps.isel({names.TIME: on_step})
+        series = maps if history is None else _after(history, maps, step_hours, where=where)
+        predicted = predict(
+            network,
+            series,
+            mode=mode,
+            allow_short=allow_short,
+            # A series that has begun goes on: a map that comes alone waits for its sequence.
+            allow_none=before is not None,
+            progress=progress,
+            where=where,
+        )
+        lows, carried = _located(standard, history, Label(**facts["label"]))
+        if before is not None:
+            predicted = found.continued(
+                before, predicted, length=length, step_hours=step_hours, mode=mode
+            )
+            lows = xr.concat([_lows_of(before), lows], dim=names.TIME, join="exact")
+        before = found.label_maps(
+            predicted,
+            threshold=attributes["threshold"],
+            lows=lows,
+            attributes={**attributes, "source": ", ".join(map(str, inputs))},
+        )
+        kept = series.isel({names.TIME: slice(-(length - 1), None)}).load()
+        kept.attrs["last_lows"] = carried
+        found.write_detections(
+            folder, before, step_hours=step_hours, history=kept, replaces=read or ""
+        )
+        _warn_of_a_smaller_area(maps, Domain(**facts["domain"]), where=where)
+    else:
+        LOG.info("%s: no map is newer than the last detection", where)
+    assert before is not None  # without detections, `at_steps` finds a map or raises
+    table = found.write_events(folder, before, step_hours=step_hours)
+    return Detected(
+        detections=str(folder / "detections.nc"),
+        events=str(folder / "events.csv"),
+        n_maps=before.sizes[names.TIME],
+        n_new=on_step.size,
+        n_skipped=len(times) - fresh.size,
+        n_left_out=fresh.size - on_step.size,
+        n_unlabelled=int((before["medicane"] == names.UNKNOWN).sum()),
+        n_events=len(table),
+        model_uri=file.uri,
+    )
+
+
+def probability_strip(path: Path, *, days: int = 60) -> str:
+    """The last days of ``detections.nc`` as text: one mark a day, and the events among them.
+
+    Each mark is the highest probability of its day, from ``▁`` (0) to ``█`` (1), ``·`` where there
+    is none.
+    """
+    from medicane.detections import events, read_detections
+
+    detections, _ = read_detections(path)
+    daily = detections["probability"].to_series().resample("1D").max()[-days:]
+    marks = "".join("·" if np.isnan(p) else "▁▂▃▄▅▆▇█"[min(int(p * 8), 7)] for p in daily)
+    lines = [
+        f"`{marks}`",
+        "",
+        f"{daily.index[0]:%Y-%m-%d} to {daily.index[-1]:%Y-%m-%d}, highest probability a day; "
+        f"threshold {detections.attrs['threshold']:.3g}",
+        "",
+    ]
+    table = events(detections, step_hours=int(detections.attrs["step_hours"]))
+    if table.empty:
+        return "\n".join([*lines, "No event."])
+    lines += ["| start | end | maps | highest | at |", "|---|---|---|---|---|"]
+    lines += [
+        f"| {e.start} | {e.end} | {e.n_maps} | {e.max_probability:.2f} | {e.time_of_max} |"
+        for e in table.tail(20).itertuples()
+    ]
+    return "\n".join(lines)
+
+
+# --------------------------------------------------------------------------------------------------
+
+
+def _digest(path: Path) -> str:
+    return "sha256:" + hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def _after(
+    history: xr.DataArray, maps: xr.DataArray, step_hours: int, *, where: str
+) -> xr.DataArray:
+    """The maps that lead up to the new ones without a gap, then those, on exactly one grid."""
+    from medicane.sequences import contiguous_periods
+
+    for axis in (names.LATITUDE, names.LONGITUDE):
+        if not np.array_equal(history[axis].values, maps[axis].values):
+            raise InputError(
+                f"{where}: {axis}",
+                "must equal that of the detections that are there "
+                f"({history[axis].values[0]:g} to {history[axis].values[-1]:g})",
+                found=f"{maps[axis].values[0]:g} to {maps[axis].values[-1]:g}",
+            )
+    bare = maps.drop_vars([c for c in maps.coords if c not in maps.dims])
+    series = xr.concat(
+        [history.astype(np.float32), bare],
+        dim=names.TIME,
+        join="exact",
+        coords="minimal",
+        compat="override",
+        combine_attrs="override",
+    )
+    known = history.sizes[names.TIME]
+    periods = contiguous_periods(series.indexes[names.TIME], step_hours=step_hours)
+    start = next(p.start for p in periods if p.stop > known)
+    return series.isel({names.TIME: slice(start, None)})
+
+
+def _located(
+    standard: xr.Dataset, history: xr.DataArray | None, definition: Label
+) -> tuple[xr.Dataset, str]:
+    """The low of each new map, and what carries the motion of the lows on to the next call."""
+    from medicane.phase_space.lows import lows_of_dataset
+    from medicane.standardise import land_sea_mask
+    from medicane.store.schema import lows_from_json, lows_to_json
+
+    at = standard[names.LATITUDE].values, standard[names.LONGITUDE].values
+    # As in the store: the data's own mask if they have one.
+    mask = standard["lsm"] if "lsm" in standard else land_sea_mask(*at)
+    if names.TIME in mask.dims:
+        mask = mask.isel({names.TIME: 0})
+    datetimes = isinstance(standard.indexes[names.TIME], pd.DatetimeIndex)
+    previous = None
+    if history is not None and datetimes:
+        previous = lows_from_json(str(history.attrs.get("last_lows", "")))
+    lows, last = lows_of_dataset(
+        standard,
+        definition=definition,
+        sea=mask.transpose(names.LATITUDE, names.LONGITUDE).values < 0.5,
+        previous=previous,
+    )
+    return lows, lows_to_json(last) if datetimes else ""
+
+
+def _lows_of(detections: xr.Dataset) -> xr.Dataset:
+    """The centres of detections under the names that `medicane.detections.label_maps` takes."""
+    return xr.Dataset(
+        {
+            f"low_{name}": (names.TIME, detections[f"centre_{name}"].values)
+            for name in (names.LATITUDE, names.LONGITUDE)
+        },
+        coords={names.TIME: detections[names.TIME].values},
+    )
+
+
+def _warn_of_a_smaller_area(maps: xr.DataArray, domain: Domain, *, where: str) -> None:
+    """Maps may cover a part of the model's area; what the model was trained on was all of it."""
+    latitude, longitude = maps[names.LATITUDE].values, maps[names.LONGITUDE].values
+    has = (latitude[-1], latitude[0], longitude[0], longitude[-1])
+    wants = (domain.south, domain.north, domain.west, domain.east)
+    if np.abs(np.subtract(has, wants)).max() > 2 * abs(latitude[0] - latitude[1]):
+        LOG.warning(
+            "%s: the maps cover %g to %g N, %g to %g E, the model's area is %g to %g N, %g to %g E:"
+            " its skill is not known for a part of it",
+            where,
+            *has,
+            *wants,
+        )

@@ -1,0 +1,72 @@
+"""What the steps hand on: small, frozen, made of paths, URIs and numbers."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from pydantic import BaseModel, ConfigDict
+
+#: Called with (done, in all).
+Progress = Callable[[int, int], None]
+
+
+class Summary(BaseModel):
+    """What a step has done, in a form that a flow can hand on."""
+
+    model_config = ConfigDict(frozen=True)
+
+
+class Prepared(Summary):
+    """A map store after `prepare`."""
+
+    store: str
+    n_maps: int
+    n_new: int
+    n_left_out: int
+    n_medicane: int
+    first: str
+    last: str
+    digest: str
+
+
+class Trained(Summary):
+    """A model after `train`."""
+
+    run_id: str
+    model_uri: str
+    tracking_uri: str
+    run_page: str | None
+    best_epoch: int
+    n_epochs: int
+    val_auc_pr: float
+    threshold: float
+    temperature: float
+    seconds: float
+
+
+class Evaluated(Summary):
+    """Scores after `evaluate`."""
+
+    scores: str
+    report: str
+    split: str
+    run_id: str | None
+    table: str
+
+
+class Detected(Summary):
+    """Detections after `detect`.
+
+    ``n_skipped`` maps are not later than the last detection, ``n_left_out`` lie between the steps
+    of the model, ``n_unlabelled`` of all are too few in a row for a sequence.
+    """
+
+    detections: str
+    events: str
+    n_maps: int
+    n_new: int
+    n_skipped: int
+    n_left_out: int = 0
+    n_unlabelled: int = 0
+    n_events: int
+    model_uri: str
