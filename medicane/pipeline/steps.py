@@ -73,12 +73,19 @@ def train(config: Config, *, progress: Progress | None = None) -> Trained:
         config, name=f"{config.model.encoder}-{config.model.rnn}", tags=tags
     ) as run:
 
+        logged = set()
+
         def follow(epoch: int, scores: Any) -> None:
             run.log_metrics(scores, step=epoch)
+            logged.add(epoch)
             if progress is not None:
                 progress(epoch, config.train.epochs)
 
         trained = train_detector(config, store, checkpoint=checkpoint, on_epoch=follow)
+        # A training that was resumed has epochs of an earlier, broken run: this one tells them all.
+        for row in trained.history.to_dict("records"):
+            if row["epoch"] not in logged:
+                run.log_metrics({str(k): v for k, v in row.items()}, step=int(row["epoch"]))
         chosen = trained.splits["train"]
         experiments.log_dataset(
             store=str(config.data.store),
