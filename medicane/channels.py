@@ -260,7 +260,9 @@ def _minute(time: Any) -> str:
     return str(time.isoformat())[:16]
 
 
-def derive(ds: xr.Dataset, channels: Sequence[str | ChannelFormula]) -> xr.DataArray:
+def derive(
+    ds: xr.Dataset, channels: Sequence[str | ChannelFormula], *, where: object = None
+) -> xr.DataArray:
     """Compute the channels of standard maps, block by block in time.
 
     Parameters
@@ -271,6 +273,8 @@ def derive(ds: xr.Dataset, channels: Sequence[str | ChannelFormula]) -> xr.DataA
     channels
         Names or formulas; their order is the order of the result. ``lsm`` comes from the data if
         they hold it, else from the global land mask.
+    where
+        What comes before the channel in messages, e.g. a file.
 
     Returns
     -------
@@ -289,7 +293,8 @@ def derive(ds: xr.Dataset, channels: Sequence[str | ChannelFormula]) -> xr.DataA
     for name, formula in ((c["name"], c["formula"]) for c in described):
         formulas[name], needs = _checked(formula, where=name)
         for need in sorted(needs - fields.keys(), key=lambda n: (n[0], n[1] or 0)):
-            fields[need] = _field(ds, need, where=f"channel {name}")
+            at = f"channel {name}" if where is None else f"{where}: channel {name}"
+            fields[need] = _field(ds, need, where=at)
     if not any(names.TIME in field.dims for field in fields.values()):
         # A static channel alone still has one map for every time.
         first = next(iter(fields))

@@ -30,6 +30,7 @@ app = App(
     help="Find Mediterranean hurricanes in sequences of weather maps.",
     help_epilogue="With --debug, any command shows the traceback of what it fails with.",
     version=__version__,
+    suppress_keyboard_interrupt=False,  # told, and with a status of its own, in `_status`
 )
 
 ConfigFile = Annotated[Path, Parameter(name="--config")]
@@ -277,9 +278,13 @@ def catalogue(*, csv: Annotated[bool, Parameter(negative=())] = False) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    table = Table(*storms.columns)
-    for row in storms.fillna("").astype(str).itertuples(index=False):
-        table.add_row(*row)
+    table = Table(box=None, padding=(0, 1, 0, 0))
+    for name in ("storm", "phase", "start", "end"):
+        table.add_column(name, no_wrap=True)
+    table.add_column("certainty, source")
+    for row in storms.fillna("").to_dict("records"):
+        hours = (f"{row[end]:%Y-%m-%dT%H}" for end in ("start", "end"))
+        table.add_row(row["storm"], row["phase"], *hours, f"{row['certainty']}; {row['source']}")
     Console().print(table)
 
 

@@ -25,7 +25,7 @@ BUNDLED = "bundled"
 class Section(BaseModel):
     """A part of the configuration: immutable, and unknown keys are errors."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
 
 class Domain(Section):

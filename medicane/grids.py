@@ -295,14 +295,14 @@ def _combine(opened: Sequence[_Opened]) -> xr.Dataset:
     parts = [_in_order(group) for group in groups.values()]
     first = parts[0]
     for other in parts[1:]:
-        _check_same_coordinates(first, other, except_for=None)
         twice = sorted(map(str, set(first.ds.data_vars) & set(other.ds.data_vars)))
         if twice:
             raise InputError(
                 f"{other.path} and {first.path}",
                 "files with different variables are merged, so none may be in both",
-                found=twice,
+                found=f"{twice} in both, {sorted(map(str, set(first.ds) ^ set(other.ds)))} in one",
             )
+        _check_same_coordinates(first, other, except_for=None)
         merged = xr.merge(
             [first.ds, _without_clashing_scalars(first.ds, other.ds)],
             join="exact",  # never align: a shifted grid would become a grid of NaN
@@ -326,6 +326,7 @@ def _in_order(group: Sequence[_Opened]) -> _Opened:
         )
     for one in group[1:]:
         _check_same_coordinates(group[0], one, except_for=time)
+        _check_same_units(group[0], one)
     try:
         filled = [one for one in group if one.ds.sizes[time]]
         ordered = sorted(filled, key=lambda one: one.ds[time].values[0])
@@ -372,6 +373,18 @@ def _check_same_coordinates(one: _Opened, other: _Opened, *, except_for: str | N
                 f"{pair}: {name}",
                 "coordinates must be exactly equal",
                 found=f"{_span(right)} and {_span(left)}",
+            )
+
+
+def _check_same_units(one: _Opened, other: _Opened) -> None:
+    """Joined values have one unit: that of the first file must not be taken for the second's."""
+    for name, array in one.ds.data_vars.items():
+        wanted, found = array.attrs.get("units"), other.ds[name].attrs.get("units")
+        if wanted != found:
+            raise InputError(
+                f"{other.path}: {name}",
+                f"units must be those of {one.path} ({wanted!r})",
+                found=repr(found),
             )
 
 

@@ -101,7 +101,7 @@ def detect(
         where=where,
         variables=channels.wanted_variables(raw, formulas),
     )
-    maps = channels.derive(standard, formulas)
+    maps = channels.derive(standard, formulas, where=where)
     detector.check_maps(
         network,
         channels=[str(name) for name in maps[names.CHANNEL].values],

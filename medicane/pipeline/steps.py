@@ -72,7 +72,6 @@ def train(config: Config, *, progress: Progress | None = None) -> Trained:
     with experiments.training_run(
         config, name=f"{config.model.encoder}-{config.model.rnn}", tags=tags
     ) as run:
-
         logged = set()
 
         def follow(epoch: int, scores: Any) -> None:

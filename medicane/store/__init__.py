@@ -231,7 +231,7 @@ def _open_source(config: Config) -> _Source:
         levels = ()
     return _Source(
         ds=ds,
-        maps=derive(ds, data.channels),
+        maps=derive(ds, data.channels, where="data.grids"),
         times=times[chosen],
         levels=levels,
         files=list(json.loads(raw.attrs.get("source_files", "[]"))),
