@@ -262,16 +262,17 @@ class TestLoading:
             json.loads(archive.read("config.json"))
 
 
-class TestDenseNet121:
-    @pytest.fixture(scope="class")
-    def weights(self, tmp_path_factory: pytest.TempPathFactory) -> Path:
-        """A local weights file of the published network, as Keras distributes it (*notop*)."""
-        path = tmp_path_factory.mktemp("weights") / "densenet121_notop.weights.h5"
-        keras.applications.DenseNet121(
-            include_top=False, weights=None, input_shape=(None, None, 3)
-        ).save_weights(path)
-        return path
+@pytest.fixture(scope="module")
+def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A local weights file of the published network, as Keras distributes it (*notop*)."""
+    path = tmp_path_factory.mktemp("weights") / "densenet121_notop.weights.h5"
+    keras.applications.DenseNet121(
+        include_top=False, weights=None, input_shape=(None, None, 3)
+    ).save_weights(path)
+    return path
 
+
+class TestDenseNet121:
     def test_frozen_up_to_conv4(self, weights: Path) -> None:
         config = configuration(
             model={"encoder": "densenet121", "weights": str(weights), "units": 8}
