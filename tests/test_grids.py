@@ -349,3 +349,18 @@ def test_errors_of_worker_processes_keep_their_line(tmp_path):
 def test_opened_grids_travel_to_worker_processes(tmp_path):
     ds = open_grids(dialects.today(tmp_path / "era5.nc", dialects.fields()))
     xr.testing.assert_identical(pickle.loads(pickle.dumps(ds)).compute(), ds.compute())
+
+
+# Units of files that are joined ----------------------------------------------------------------
+
+
+@pytest.mark.parametrize("units", ["hPa", None])
+def test_files_that_follow_one_another_must_have_one_unit(tmp_path, units):
+    dialects.today(tmp_path / "a.nc", dialects.fields())
+    dialects.today(tmp_path / "b.nc", dialects.fields(), start="2020-09-18")
+    with netCDF4.Dataset(tmp_path / "b.nc", "a") as file:
+        file["msl"].delncattr("units")
+        if units:
+            file["msl"].units = units
+    told = refused(tmp_path / "*.nc")
+    assert f"b.nc: msl: units must be those of {tmp_path}/a.nc ('Pa'); found {units!r}" in told

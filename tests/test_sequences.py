@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from medicane.config import make_config
 from medicane.errors import InputError
 from medicane.sequences import (
+    at_steps,
     check_leakage,
     contiguous_periods,
     elapsed_seconds,
@@ -470,3 +471,52 @@ def test_storm_spans_are_first_and_last_in_order():
 def test_times_may_be_python_datetimes():
     moments = np.array([dt.datetime(2001, 1, 1) + dt.timedelta(hours=6 * i) for i in range(15)])
     assert windows(moments, length=10, step_hours=6).shape == (6, 10)
+
+
+# Steps -----------------------------------------------------------------------------------------
+
+
+def test_maps_at_the_step_are_all_taken_whatever_their_phase_and_gaps() -> None:
+    for times in (regular(5), regular(5) + np.timedelta64(3, "h"), hours(0, 6, 30, 36), hours(7)):
+        np.testing.assert_array_equal(at_steps(times, step_hours=6), np.arange(times.size))
+
+
+def test_of_finer_maps_those_at_multiples_of_the_step_are_taken() -> None:
+    np.testing.assert_array_equal(at_steps(regular(9, 3), step_hours=6), [0, 2, 4, 6, 8])
+    late = regular(9, 3)[1:]
+    np.testing.assert_array_equal(late[at_steps(late, step_hours=6)], regular(9, 3)[2::2])
+    # One pair that is closer than a step tells that the series is finer.
+    np.testing.assert_array_equal(at_steps(hours(0, 6, 9, 12), step_hours=6), [0, 1, 3])
+
+
+@pytest.mark.parametrize(
+    ("times", "found"),
+    [
+        (regular(4, 12), "found 12 h"),
+        (hours(1, 2, 3), "found none"),
+        (np.array([], "datetime64[ns]"), "found none"),
+    ],
+)
+def test_maps_too_far_apart_are_refused(times: np.ndarray, found: str) -> None:
+    with pytest.raises(InputError, match=f"new.nc: the model needs maps every 6 h; {found}"):
+        at_steps(times, step_hours=6, where="new.nc", holder="the model needs")
+
+
+def test_a_series_is_continued_in_its_own_phase() -> None:
+    last = hours(3)[0]
+    chosen = at_steps(hours(6, 9, 12, 15), step_hours=6, after=last)
+    np.testing.assert_array_equal(chosen, [1, 3])
+    assert at_steps(hours(6), step_hours=6, after=last).size == 0
+    assert at_steps(hours(), step_hours=6, after=last).size == 0
+    with pytest.raises(InputError, match="maps every 6 h; found 12 h"):
+        at_steps(hours(9, 21, 33), step_hours=6, after=last)
+
+
+def test_steps_of_another_calendar() -> None:
+    times = np.array(
+        [cftime.Datetime360Day(2001, 2, 29 + h // 24, h % 24) for h in range(0, 48, 3)]
+    )
+    chosen = times[at_steps(times, step_hours=6)]
+    assert [t.hour for t in chosen] == [0, 6, 12, 18] * 2
+    after = times[at_steps(times[3:], step_hours=6, after=times[1]) + 3]
+    assert [t.hour for t in after][:2] == [9, 15]

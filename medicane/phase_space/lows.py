@@ -372,7 +372,8 @@ def lows_of_dataset(
     """Where the storm of each map would stand, `block` maps in memory at a time.
 
     With geopotential height on the levels of the phase space it is the most medicane-like low of
-    `lows_of_maps`; with surface fields only, the deepest low over the sea; without pressure, none.
+    `lows_of_maps`. With surface fields only, and where no low is below the pressure that the rule
+    asks for, it is the deepest low over the sea; without pressure, none.
 
     Parameters
     ----------
@@ -422,16 +423,15 @@ def lows_of_dataset(
                 longitude=longitude,
             )
             last = lows.last
-            found["latitude"][part], found["longitude"][part] = (
-                lows.low_latitude,
-                lows.low_longitude,
-            )
-            continue
+            found["latitude"][part] = lows.low_latitude
+            found["longitude"][part] = lows.low_longitude
         centres = find_lows(msl, sea, latitude=latitude, longitude=longitude, max_hpa=1100.0)
         # Ordered by pressure inside a map: the first of each is its deepest.
         of_map, first = np.unique(centres.map_index, return_index=True)
-        found["latitude"][start + of_map] = centres.latitude[first]
-        found["longitude"][start + of_map] = centres.longitude[first]
+        open_still = np.isnan(found["latitude"][start + of_map])
+        at, deepest = start + of_map[open_still], first[open_still]
+        found["latitude"][at] = centres.latitude[deepest]
+        found["longitude"][at] = centres.longitude[deepest]
     centres_of_maps = xr.Dataset(
         {f"low_{name}": (names.TIME, values) for name, values in found.items()},
         coords={names.TIME: standard[names.TIME]},
