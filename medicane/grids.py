@@ -6,13 +6,14 @@ its file, so that a file that breaks while it is read, hours later, is still tol
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import glob
 import itertools
 import json
 import os
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -65,8 +66,9 @@ def open_grids(
     """
     sources = _sources(uri)
     opened: list[_Opened] = []
-    for source in sources:
-        opened += _open(source)
+    with _without_collection():
+        for source in sources:
+            opened += _open(source)
     if select:
         opened = [_Opened(one.path, _select(one.ds, select)) for one in opened]
     ds = _combine(opened)
@@ -122,6 +124,7 @@ def _open(source: str) -> list[_Opened]:
                 datasets = [xr.open_dataset(source, engine="zarr", **options)]
         else:
             _check_classic_length(source)
+            _check_hdf5_length(source)
             datasets = [xr.open_dataset(source, engine="netcdf4", **options)]
         return [_Opened(source, _blocks(_with_coordinates(ds), source)) for ds in datasets]
     except InputError:
@@ -205,6 +208,42 @@ def _check_classic_length(source: str) -> None:
             gc.collect()
     if found is not None:
         raise InputError(source, "must be a whole NetCDF file", found=found)
+
+
+def _check_hdf5_length(source: str) -> None:
+    """Refuse an HDF5 file shorter than its superblock says, before the C library meets it."""
+    with open(source, "rb") as file:
+        head = file.read(64)
+    if not head.startswith(b"\x89HDF\r\n\x1a\n") or len(head) < 64:
+        return
+    # Where the end-of-file address stands, by superblock version; addresses of 8 bytes only.
+    version = head[8]
+    at, width = {0: (40, head[13]), 1: (44, head[13]), 2: (28, head[9]), 3: (28, head[9])}.get(
+        version, (0, 0)
+    )
+    if width != 8:
+        return
+    told, held = int.from_bytes(head[at : at + 8], "little"), os.path.getsize(source)
+    if told > held:
+        found = f"a file cut short ({held} of {told} bytes)"
+        raise InputError(source, "must be a whole NetCDF file", found=found)
+
+
+@contextlib.contextmanager
+def _without_collection() -> Iterator[None]:
+    """Collect garbage now, and none while files are opened.
+
+    A forgotten dataset closes its file when it is collected. Collected inside the constructor of
+    another file, or with that file rewritten since, it has crashed the NetCDF library.
+    """
+    gc.collect()
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()
 
 
 def _with_coordinates(ds: xr.Dataset) -> xr.Dataset:
