@@ -171,17 +171,45 @@ def _as_utc(moment: Any, *, last: bool) -> dt.datetime:
 
 
 class Model(Section):
-    """The detector. There is one head, and its loss follows from it: neither is an option."""
+    """The detector: an encoder of maps, and a head that reads their order; one sigmoid a map."""
 
-    encoder: Literal["compact", "densenet121"] = "compact"
+    #: ``c3d`` and ``r2plus1d`` convolve over time as well, and then nothing reads the order after.
+    encoder: Literal["compact", "densenet121", "c3d", "r2plus1d"] = "compact"
     growth_rate: int = Field(16, ge=1)
     blocks: tuple[Annotated[int, Field(ge=1)], ...] = Field((3, 6, 12), min_length=1, max_length=5)
     #: A local file with encoder weights (``densenet121``: the Keras *notop* file), or none.
     weights: str | None = None
-    rnn: Literal["gru", "lstm"] = "gru"
+    #: What reads the order of the maps; ``tcn`` is a causal convolution, ``none`` a single map.
+    rnn: Literal["gru", "lstm", "tcn", "none"] = "gru"
+    #: Read the order backwards too: for archives, with ``detect.mode: fused``.
+    bidirectional: bool = False
     units: int = Field(64, ge=1)
     dropout: float = Field(0.3, ge=0, lt=1)
-    attention: Literal["none"] = "none"
+    #: Inside the recurrent cell; keeps cuDNN away.
+    recurrent_dropout: float = Field(0.0, ge=0, lt=1)
+    attention: Literal["none", "triple"] = "none"
+    #: Feed the label of the previous map to the next one: the true one in part of the training,
+    #: the model's own afterwards.
+    label_feedback: bool = False
+    #: An autoencoder over the features of the training maps: its error flags maps unlike them.
+    out_of_domain: bool = False
+
+    @model_validator(mode="after")
+    def _fits_together(self) -> Self:
+        recurrent = self.rnn in ("gru", "lstm")
+        if self.encoder in ("c3d", "r2plus1d") and self.rnn != "none":
+            raise ValueError(
+                f"the encoder {self.encoder} reads the order itself: rnn must be none; "
+                f"found {self.rnn!r}"
+            )
+        for key in ("bidirectional", "recurrent_dropout", "label_feedback"):
+            if getattr(self, key) and not recurrent:
+                raise ValueError(f"{key} needs rnn gru or lstm; found {self.rnn!r}")
+        if self.bidirectional and self.label_feedback:
+            raise ValueError("label_feedback runs forwards only; found bidirectional: true")
+        if self.attention == "triple" and self.encoder != "compact":
+            raise ValueError(f"attention needs the compact encoder; found {self.encoder!r}")
+        return self
 
 
 class Train(Section):
@@ -191,13 +219,29 @@ class Train(Section):
     patience: int = Field(6, ge=1)
     batch_size: int = Field(16, ge=1)
     learning_rate: float = Field(1e-3, gt=0)
-    clipnorm: float = Field(1.0, gt=0)
+    clipnorm: float | None = Field(1.0, gt=0)
     l2: float = Field(1e-5, ge=0)
     seed: int = Field(0, ge=0)
     #: Windows without a medicane kept per epoch for each window with one (none: all of them).
     negatives_per_positive: float | None = Field(None, gt=0)
-    curriculum: Literal["none"] = "none"
-    ensemble: Literal[1] = 1
+    #: Share of those windows that hold a deep low at sea, where there are enough (none: as drawn).
+    hard_negative_share: float | None = Field(None, gt=0, le=1)
+    #: Focusing of the focal loss; 0 is binary cross-entropy.
+    focal_gamma: float = Field(0.0, ge=0)
+    #: ``unroll``: short sequences in large batches first, doubled in length at each plateau.
+    curriculum: Literal["none", "unroll"] = "none"
+    #: Train on runs of many lengths instead of windows of one.
+    variable_length: bool = False
+    #: The control of the benchmark: the maps of a training window in random order.
+    shuffled_order: bool = False
+    #: Detectors of consecutive seeds whose logits are averaged.
+    ensemble: int = Field(1, ge=1, le=10)
+
+    @model_validator(mode="after")
+    def _fits_together(self) -> Self:
+        if self.hard_negative_share is not None and self.negatives_per_positive is None:
+            raise ValueError("hard_negative_share needs negatives_per_positive; found none")
+        return self
 
 
 class Label(Section):
@@ -228,6 +272,14 @@ class Detect(Section):
     mode: Literal["causal", "fused"] = "causal"
 
 
+class Promotion(Section):
+    """When a challenger becomes champion: its paired difference must stand above a margin."""
+
+    score: Literal["csi", "auc_pr", "pod", "brier_skill"] = "csi"
+    #: The lower end of the 95 % interval of challenger minus champion must be above this.
+    margin: float = 0.0
+
+
 class Tracking(Section):
     """Where runs are logged. None: ``MLFLOW_TRACKING_URI``, else a database beside the store."""
 
@@ -244,6 +296,8 @@ class Sea(Section):
     seed: int = Field(0, ge=0)
     base_rate: float = Field(0.008, gt=0, lt=0.5)
     degrees: float = Field(0.5, gt=0, le=2)
+    #: Radial form of its storms; a detector trained on one is tried on the other.
+    vortex: Literal["reed_jablonowski", "holland"] = "reed_jablonowski"
 
 
 class Config(Section):
@@ -258,6 +312,7 @@ class Config(Section):
     label: Label = Label()
     detect: Detect = Detect()
     tracking: Tracking = Tracking()
+    promotion: Promotion = Promotion()
     sea: Sea = Sea()
 
     @property

@@ -181,20 +181,29 @@ def test_a_shear_of_10_m_s_along_the_motion_gives_15_m_of_asymmetry():
 
 def test_a_thickness_gradient_leaves_the_lowest_level_alone():
     np.testing.assert_allclose(vortex.shear_shape([1000, 900, 600, 300]), [0, 0, 1, 1])
-    assert vortex.shear_window(200.0) > 0.95
-    assert vortex.shear_window(900.0) < 1e-4
+    assert vortex.ends(200.0) > 0.95
+    assert vortex.ends(900.0) < 1e-4
 
 
-def test_holland_is_in_gradient_balance_with_its_pressure():
-    r = np.linspace(5, 600, 100)
-    f, density, step = float(vortex.coriolis(37.0)), 1.15, 1e-3
-    air = {"depth_hpa": 20.0, "radius_max_km": 60.0}
-    outer, inner = (
-        vortex.holland_pressure(r + side, centre_hpa=990.0, **air) for side in (step, -step)
-    )
-    gradient = (outer - inner) * 100 / (2 * step * 1e3)
-    expected = vortex.gradient_wind(r, gradient, density=density, f=f)
-    np.testing.assert_allclose(
-        vortex.holland_wind(r, f=f, density=density, **air), expected, rtol=1e-4, atol=1e-4
-    )
-    assert vortex.holland_wind(0.0, f=f, **air) == pytest.approx(0.0, abs=1e-6)
+def test_the_wind_of_the_holland_family_balances_its_pressure() -> None:
+    r, step = np.array([5.0, 40.0, 80.0, 150.0, 400.0, 600.0]), 1e-3
+    told = vortex.pressure_gradient(r, depth_hpa=15.0, radius_km=70.0, family="holland")
+
+    def pressure(at):
+        return -1500.0 * vortex.radial_shape(at, 70.0, family="holland")
+
+    steps = (pressure(r + step) - pressure(r - step)) / (2e3 * step)
+    np.testing.assert_allclose(told, steps, rtol=1e-5, atol=1e-12)
+
+
+def test_the_two_families_blow_strongest_at_the_same_radius() -> None:
+    r = np.arange(1.0, 300.0)
+    strongest = []
+    for family in ("reed_jablonowski", "holland"):
+        gradient = vortex.pressure_gradient(r, depth_hpa=14.0, radius_km=80.0, family=family)
+        wind = vortex.gradient_wind(r, gradient, density=vortex.SEA_DENSITY, f=0.0)
+        strongest.append(r[np.argmax(wind)])
+    assert strongest[0] == pytest.approx(80, abs=1)
+    assert strongest[1] == pytest.approx(80, abs=2)
+    assert vortex.radial_shape(0.0, 80.0, family="holland") == 1
+    assert vortex.radial_shape(800.0, 80.0, family="holland") < 1e-3

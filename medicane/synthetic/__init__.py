@@ -134,12 +134,12 @@ def add_storm(
     middle = np.cos(np.deg2rad((latitude[window[0], None] + lat0) / 2))
     x = (longitude[None, window[1]] - lon0) * km * middle
     r = np.hypot(x, y)
-    s = vortex.radial_shape(r, storm.radius_km)
+    s = vortex.radial_shape(r, storm.radius_km, family=storm.family)
     maps.msl[index][window] -= (storm.depth_hpa[age] * 100 * s).astype(np.float32)
 
     heading = np.deg2rad(storm.heading_deg[age])
     right = x * np.cos(heading) - y * np.sin(heading)
-    front = storm.tilt[age] * right * vortex.shear_window(r)
+    front = storm.tilt[age] * right * vortex.ends(r)
     parts = np.stack([s, s * s, front]).astype(np.float32)
     mix = np.stack(
         [storm.a1[age], storm.a2[age], vortex.shear_shape(names.PHASE_SPACE_LEVELS)], axis=1
@@ -147,7 +147,7 @@ def add_storm(
     maps.zg[index][(slice(None), *window)] += np.tensordot(mix, parts, axes=1)
 
     gradient = vortex.pressure_gradient(
-        r, depth_hpa=storm.depth_hpa[age], radius_km=storm.radius_km
+        r, depth_hpa=storm.depth_hpa[age], radius_km=storm.radius_km, family=storm.family
     )
     speed = background.FRICTION * vortex.gradient_wind(
         r, gradient, density=vortex.SEA_DENSITY, f=vortex.coriolis(lat0)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 
 import numpy as np
 
@@ -38,9 +40,8 @@ def plan_storms(
     -------
     list of Storm
     """
-    medicanes = _medicanes_to_rate(
-        rng, sea.base_rate * hours, is_land=is_land, definition=definition
-    )
+    draw = partial(draw_storm, is_land=is_land, definition=definition, family=sea.vortex)
+    medicanes = _medicanes_to_rate(rng, sea.base_rate * hours, draw=draw)
     years = hours / 8766
     n_negatives = round(max(NEGATIVES_PER_YEAR * years, NEGATIVES_PER_MEDICANE * len(medicanes)))
     placed = _Calendar(hours)
@@ -51,21 +52,21 @@ def plan_storms(
     kinds = [k for k in NEGATIVES if k != "excursion" or definition.min_hours >= 2]
     shares = np.array([NEGATIVES[k] for k in kinds])
     for kind in rng.choice(kinds, size=n_negatives, p=shares / shares.sum()):
-        storm = draw_storm(rng, str(kind), is_land=is_land, definition=definition)
+        storm = draw(rng, str(kind))
         placed.add(rng, storm, low=0.0, high=1.0, sea=sea)
     ordered = sorted(placed.storms, key=lambda s: (s.start, s.kind))
     return [replace(storm, name=f"sea{i + 1:05d}") for i, storm in enumerate(ordered)]
 
 
 def _medicanes_to_rate(
-    rng: np.random.Generator, wanted: float, *, is_land: IsLand, definition: config.Label
+    rng: np.random.Generator, wanted: float, *, draw: Callable[..., Storm]
 ) -> list[Storm]:
     """Medicanes whose labelled hours sum to `wanted`, as nearly as the last one allows."""
     chosen: list[Storm] = []
     total = 0.0
     while True:
         candidates = [
-            draw_storm(rng, MEDICANE, is_land=is_land, definition=definition)
+            draw(rng, MEDICANE)
             # Near the end, look for the storm that fits.
             for _ in range(1 if wanted - total > 150 else 12)
         ]

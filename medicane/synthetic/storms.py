@@ -82,6 +82,7 @@ class Storm:
     msl_hpa: Array
     rule: Mask
     medicane: Mask
+    family: vortex.Family = "reed_jablonowski"
     start: int = 0
     name: str = ""
 
@@ -108,7 +109,12 @@ class _Surface:
 
 
 def draw_storm(
-    rng: np.random.Generator, kind: str, *, is_land: IsLand, definition: config.Label
+    rng: np.random.Generator,
+    kind: str,
+    *,
+    is_land: IsLand,
+    definition: config.Label,
+    family: vortex.Family = "reed_jablonowski",
 ) -> Storm:
     """Draw storms of a kind until one obeys the laws of its kind; its start is left at hour 0.
 
@@ -125,7 +131,7 @@ def draw_storm(
         surface = (
             _heat_low_surface(rng, is_land) if heat else _sea_surface(rng, is_land, definition)
         )
-        storm = _with_core(rng, kind, surface, definition)
+        storm = _with_core(rng, kind, surface, definition, family)
         lasting = [b - a for a, b in storm.spells()]
         if kind == MEDICANE:
             least = max(LEAST_MEDICANE_HOURS, definition.min_hours + 6)
@@ -227,7 +233,11 @@ def _track(
 
 
 def _with_core(
-    rng: np.random.Generator, kind: str, surface: _Surface, definition: config.Label
+    rng: np.random.Generator,
+    kind: str,
+    surface: _Surface,
+    definition: config.Label,
+    family: vortex.Family,
 ) -> Storm:
     """Give a surface the core of a kind: w(t), c(t), a(t), asymmetry; then its phase space."""
     hour = np.arange(surface.latitude.size, dtype=float)
@@ -266,7 +276,12 @@ def _with_core(
     a1, a2 = vortex.height_coefficients(surface.depth_hpa, LEVELS, profile=profile)
     tilt = vortex.gradient_of_asymmetry(share * definition.b_max_m, radius_km=definition.radius_km)
     b, vtl, vtu = clean_phase_space(
-        a1, a2, tilt=tilt, vortex_radius_km=surface.radius_km, radius_km=definition.radius_km
+        a1,
+        a2,
+        tilt=tilt,
+        vortex_radius_km=surface.radius_km,
+        radius_km=definition.radius_km,
+        family=family,
     )
     msl = vortex.SEA_PRESSURE - surface.depth_hpa
     rule = satisfies(b, vtl, vtu, msl, definition=definition) & surface.over_sea
@@ -288,6 +303,7 @@ def _with_core(
         msl_hpa=msl,
         rule=rule,
         medicane=hold(rule, times, min_hours=definition.min_hours, step_hours=1),
+        family=family,
     )
 
 
@@ -309,7 +325,13 @@ def _logistic(x: Array) -> Array:
 
 
 def clean_phase_space(
-    a1: Array, a2: Array, *, tilt: Array, vortex_radius_km: float, radius_km: float
+    a1: Array,
+    a2: Array,
+    *,
+    tilt: Array,
+    vortex_radius_km: float,
+    radius_km: float,
+    family: vortex.Family = "reed_jablonowski",
 ) -> tuple[Array, Array, Array]:
     """B, −VTL and −VTU (m), each of shape (hour,), of a storm without any weather around it."""
     rings = np.linspace(0, radius_km, RINGS)
@@ -321,6 +343,7 @@ def clean_phase_space(
         r_km=rings,
         azimuth_deg=azimuth,
         thickness_gradient=tilt,
+        family=family,
     )
     space = polar_phase_space(
         heights,

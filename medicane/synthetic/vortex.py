@@ -5,12 +5,15 @@ The family is that of Reed and Jablonowski (2011, MWR 139, 689) with a free vert
     p(r, z) = [p0 − Δp exp(−(r/r_p)^1.5) g(z)] [(T0 − Γz)/T0]^(g0/(R_d Γ)),   g(0) = 1
 
 Surface pressure and surface wind do not know g: whether a core is warm, cold or shallow is written
-in the heights of the pressure levels alone. The second family (Holland 1980) serves robustness.
+in the heights of the pressure levels alone.
+
+The second family has the radial form of Holland (1980), p(r) = p_c + Δp exp(−(R_m/r)^b), and the
+same profiles: a flat centre, a steep wall and a long foot, cut where its surroundings begin.
 """
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -25,6 +28,13 @@ OMEGA = 7.292e-5
 SEA_PRESSURE, SEA_DENSITY = 1014.0, 1.2
 #: Exponent of the radial pressure profile.
 RADIAL_EXPONENT = 1.5
+#: Holland's b; his radius of maximum wind R_m is r_p, where the strongest wind of a
+#: Reed–Jablonowski vortex without rotation stands too.
+HOLLAND_B = 1.5
+#: Where the surroundings of a storm begin (km): what belongs to it ends as exp(−(r/500 km)⁴).
+SURROUNDINGS_KM = 500.0
+#: The radial forms: of Reed and Jablonowski (2011), of Holland (1980).
+Family = Literal["reed_jablonowski", "holland"]
 #: Height (km) where the curved profiles of shallow cores turn.
 TURNING_HEIGHT_KM = 4.5
 
@@ -105,9 +115,16 @@ def coriolis(latitude: ArrayLike) -> Array:
     return 2 * OMEGA * np.sin(np.deg2rad(np.asarray(latitude, dtype=float)))
 
 
-def radial_shape(r_km: ArrayLike, radius_km: ArrayLike) -> Array:
-    """exp(−(r/r_p)^1.5): 1 in the centre, 0 far away."""
+def radial_shape(
+    r_km: ArrayLike, radius_km: ArrayLike, *, family: Family = "reed_jablonowski"
+) -> Array:
+    """s(r): 1 in the centre, 0 far away.
+
+    exp(−(r/r_p)^1.5), or Holland's 1 − exp(−(R_m/r)^b) times `ends`.
+    """
     r = np.asarray(r_km) / np.asarray(radius_km)
+    if family == "holland":
+        return -np.expm1(-(np.maximum(r, 1e-6) ** -HOLLAND_B)) * ends(r_km)
     return np.exp(-(r**RADIAL_EXPONENT))
 
 
@@ -200,10 +217,23 @@ def height_coefficients(
     return 4 * half - whole, 2 * whole - 4 * half
 
 
-def pressure_gradient(r_km: ArrayLike, *, depth_hpa: ArrayLike, radius_km: ArrayLike) -> Array:
-    """∂p/∂r at the surface of a Reed–Jablonowski vortex, Pa m-1."""
+def pressure_gradient(
+    r_km: ArrayLike,
+    *,
+    depth_hpa: ArrayLike,
+    radius_km: ArrayLike,
+    family: Family = "reed_jablonowski",
+) -> Array:
+    """∂p/∂r at the surface, −Δp ds/dr of `radial_shape`, Pa m-1."""
     r = np.asarray(r_km, dtype=float) / np.asarray(radius_km)
-    steepness = RADIAL_EXPONENT * np.sqrt(r) * np.exp(-(r**RADIAL_EXPONENT))
+    if family == "holland":
+        r = np.maximum(r, 1e-6)
+        ratio = r**-HOLLAND_B
+        wall = HOLLAND_B * ratio / r * np.exp(-ratio)
+        end = 4 * (r * radius_km / SURROUNDINGS_KM) ** 4 / r
+        steepness = (wall - np.expm1(-ratio) * end) * ends(r_km)
+    else:
+        steepness = RADIAL_EXPONENT * np.sqrt(r) * np.exp(-(r**RADIAL_EXPONENT))
     return np.asarray(depth_hpa) * 100 * steepness / (np.asarray(radius_km) * 1e3)
 
 
@@ -236,6 +266,7 @@ def disc_heights(
     r_km: ArrayLike,
     azimuth_deg: ArrayLike,
     thickness_gradient: ArrayLike = 0.0,
+    family: Family = "reed_jablonowski",
 ) -> Array:
     """Height anomalies (m) of a noise-free vortex on storm-centred rings.
 
@@ -259,10 +290,10 @@ def disc_heights(
     a1, a2 = (np.asarray(a, dtype=float)[..., None, None] for a in coefficients)
     r = np.asarray(r_km, dtype=float)[:, None]
     right = r * np.sin(np.deg2rad(np.asarray(azimuth_deg, dtype=float)))
-    s = radial_shape(r, vortex_radius_km)
+    s = radial_shape(r, vortex_radius_km, family=family)
     tilt = np.asarray(thickness_gradient, dtype=float).reshape(-1, 1, 1, 1)
     grown = shear_shape(levels_hpa)[:, None, None]
-    return np.asarray(a1 * s + a2 * s**2 + tilt * grown * right * shear_window(r))
+    return np.asarray(a1 * s + a2 * s**2 + tilt * grown * right * ends(r))
 
 
 def asymmetry_of_shear(shear: ArrayLike, *, latitude: ArrayLike, radius_km: float) -> Array:
@@ -283,30 +314,6 @@ def shear_shape(levels_hpa: ArrayLike) -> Array:
     return np.clip(np.log(900 / levels) / np.log(900 / 600), 0, 1)
 
 
-def shear_window(r_km: ArrayLike) -> Array:
-    """exp(−(r/500 km)⁴): a storm's own thickness gradient ends where its surroundings begin."""
-    return np.exp(-((np.asarray(r_km, dtype=float) / 500) ** 4))
-
-
-def holland_pressure(
-    r_km: ArrayLike, *, centre_hpa: float, depth_hpa: float, radius_max_km: float, b: float = 1.5
-) -> Array:
-    """Surface pressure (hPa) of a Holland (1980) vortex: p_c + Δp exp(−(R_m/r)^b)."""
-    ratio = radius_max_km / np.maximum(np.asarray(r_km, dtype=float), 1e-6)
-    return centre_hpa + depth_hpa * np.exp(-(ratio**b))
-
-
-def holland_wind(
-    r_km: ArrayLike,
-    *,
-    depth_hpa: float,
-    radius_max_km: float,
-    f: float,
-    density: float = 1.15,
-    b: float = 1.5,
-) -> Array:
-    """Gradient wind (m s-1) of a Holland (1980) vortex."""
-    r = np.maximum(np.asarray(r_km, dtype=float), 1e-6)
-    ratio = (radius_max_km / r) ** b
-    half = r * 1e3 * f / 2
-    return np.sqrt(b / density * ratio * depth_hpa * 100 * np.exp(-ratio) + half**2) - half
+def ends(r_km: ArrayLike) -> Array:
+    """exp(−(r/500 km)⁴): what is a storm's own ends where its surroundings begin."""
+    return np.exp(-((np.asarray(r_km, dtype=float) / SURROUNDINGS_KM) ** 4))

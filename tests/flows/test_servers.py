@@ -362,8 +362,14 @@ def test_the_evaluation_is_logged_to_the_run_of_the_training(trained, mlflow, tm
     assert mlflow.get_run(summary.run_id).info.status == "FINISHED"
 
 
-def test_the_registered_model_carries_its_definition(trained, mlflow, mlflow_url, tmp_path) -> None:
+def test_the_registered_model_carries_its_definition(
+    trained, mlflow, mlflow_url, monkeypatch
+) -> None:
     import mlflow as library
+
+    # MLflow writes the address into the environment, where flows of later tests would find a
+    # server that is gone by then.
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", mlflow_url)
 
     config_file, summary = trained
     version = mlflow.get_model_version_by_alias("medicane", "challenger")
