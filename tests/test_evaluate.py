@@ -15,7 +15,15 @@ from sklearn.metrics import average_precision_score
 from medicane import evaluate
 from medicane.config import Label
 from medicane.errors import InputError
-from medicane.evaluate import Forecast, read_scores, verify, write_scores
+from medicane.evaluate import (
+    Forecast,
+    ScoredForecasts,
+    read_forecasts,
+    read_scores,
+    verify,
+    write_forecasts,
+    write_scores,
+)
 
 
 def sea(n=2922, n_storms=14, seed=0):
@@ -130,6 +138,123 @@ def test_hard_negatives_are_shown_apart(verified):
     found = verified["models"]["densenet-gru"]["hard_negatives"]
     assert found["n_maps"] == hard.sum() > 8
     assert found["false_alarm_rate"] == pytest.approx((probability[hard] >= 0.4).mean())
+
+
+def kinds(labels, storm):
+    """Every second storm a seclusion before its medicane phase; the bystander a heat low."""
+    kind = np.full(labels.shape, "", dtype="<U12")
+    kind[np.isin(storm, [f"storm-{k:02d}" for k in range(0, 14, 2)])] = "seclusion"
+    kind[storm == "bystander"] = "heat_low"
+    return kind
+
+
+def test_hard_negatives_are_told_by_kind():
+    times, labels, storm, probability = sea()
+    kind = kinds(labels, storm)
+    probability = probability.copy()
+    heat = np.flatnonzero(kind == "heat_low")
+    probability[heat] = 0.01
+    probability[heat[:3]] = 0.9
+    found = verify(
+        times,
+        labels,
+        storm,
+        kind=kind,
+        forecasts=two_forecasts(labels, probability),
+        train_medicane=labels,
+        n_resamples=20,
+    )
+    for name, entry in found["models"].items():
+        told = entry["hard_negatives"]["kinds"]
+        assert list(told) == ["heat_low", "seclusion"], name
+        assert told["heat_low"]["n_maps"] == 8
+        assert told["heat_low"]["n_storms"] == 1
+        assert told["seclusion"]["n_storms"] == 7
+        assert told["seclusion"]["n_maps"] == (labels[kind == "seclusion"] == 0).sum()
+    heat_low = found["models"]["densenet-gru"]["hard_negatives"]["kinds"]["heat_low"]
+    assert heat_low["false_alarm_rate"] == pytest.approx(3 / 8)
+    assert heat_low["storms_with_false_alarm"] == 1
+    seclusion = found["models"]["densenet-gru"]["hard_negatives"]["kinds"]["seclusion"]
+    hard = (kind == "seclusion") & (labels == 0)
+    assert seclusion["false_alarm_rate"] == pytest.approx((probability[hard] >= 0.4).mean())
+    called = set(storm[hard & (probability >= 0.4)])
+    assert seclusion["storms_with_false_alarm"] == len(called)
+    # Nobody said a kind, nobody is told of one; nor of storms where none are named.
+    plain = verify(
+        times,
+        labels,
+        None,
+        kind=np.where(kind == "heat_low", kind, ""),
+        forecasts={"m": Forecast(probability, threshold=0.4)},
+        train_medicane=labels,
+        n_resamples=20,
+    )["models"]["m"]["hard_negatives"]
+    assert plain["n_maps"] == 0
+    assert plain["kinds"]["heat_low"]["n_storms"] is None
+    assert plain["kinds"]["heat_low"]["n_maps"] == 8
+
+
+def test_the_shape_of_kinds_is_checked():
+    times, labels, storm, probability = sea(n=400, n_storms=3)
+    forecasts = {"m": Forecast(probability, threshold=0.4)}
+    for wrong in ({"kind": ["lee"]}, {"storm": ["a", "b"]}):
+        given = {"storm": storm, "kind": storm, **wrong}
+        law = rf"{next(iter(wrong))}: must have the shape of the maps, \(400,\); found"
+        with pytest.raises(InputError, match=law):
+            verify(times, labels, **given, forecasts=forecasts, train_medicane=labels)
+
+
+def test_the_forecast_file_gives_the_same_scores(tmp_path):
+    times, labels, storm, probability = sea(n=700, n_storms=5)
+    forecasts = two_forecasts(labels, probability)
+    rank = np.random.default_rng(3).normal(size=700)
+    forecasts["phase_space"] = Forecast(
+        forecasts["phase_space"].probability,
+        detection=forecasts["phase_space"].detection,
+        score=rank,
+        note="a rule",
+        centre_latitude=np.where(storm != "", 36.0, np.nan),
+        centre_longitude=np.full(700, 18.0),
+    )
+    scored = ScoredForecasts(
+        times=times,
+        medicane=labels,
+        storm=storm,
+        kind=kinds(labels, storm),
+        forecasts=forecasts,
+        split="validation",
+        train_rate=0.03,
+        attributes={"label_version": "idealised-1"},
+    )
+    path = write_forecasts(tmp_path / "new" / "forecast.nc", scored, more={"logit": rank})
+    assert os.listdir(path.parent) == ["forecast.nc"]
+    back = read_forecasts(path)
+    assert (back.split, back.train_rate) == ("validation", 0.03)
+    assert back.attributes["label_version"] == "idealised-1"
+    assert list(back.forecasts) == list(forecasts)
+
+    def scores(of):
+        return verify(
+            of.times, of.medicane, of.storm, kind=of.kind, forecasts=of.forecasts,
+            train_medicane=[1] * 3 + [0] * 97, split=of.split, n_resamples=30,
+        )  # fmt: skip
+
+    assert scores(back) == scores(scored)
+    with xr.open_dataset(path) as file:
+        assert file["densenet-gru"].attrs["threshold"] == 0.4
+        np.testing.assert_array_equal(file["logit"], rank)
+
+
+def test_other_files_are_no_forecasts(tmp_path):
+    law = "must be forecasts that 'medicane evaluate' wrote"
+    with pytest.raises(InputError, match=law):
+        read_forecasts(tmp_path / "absent.nc")
+    xr.Dataset({"probability": ("time", [0.5])}).to_netcdf(tmp_path / "other.nc")
+    with pytest.raises(InputError, match=law):
+        read_forecasts(tmp_path / "other.nc")
+    (tmp_path / "text.nc").write_text("no NetCDF at all, but longer than a signature")
+    with pytest.raises(InputError, match=law):
+        read_forecasts(tmp_path / "text.nc")
 
 
 def test_all_forecasts_are_scored_on_the_same_maps():

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import time
+from pathlib import Path
 
 import cftime
 import numpy as np
@@ -15,7 +16,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from medicane import labels
-from medicane.config import Domain, Label
+from medicane.config import Data, Domain, Label
 from medicane.errors import InputError
 from medicane.labels import label_times
 from medicane.labels.catalogue import PHASES, bundled_catalogue, merge, read_catalogue
@@ -269,3 +270,67 @@ def test_a_file_becomes_labels(tmp_path: object) -> None:
 def test_the_front_door_offers_what_is_read_and_written() -> None:
     for name in ("read_catalogue", "bundled_catalogue", "catalogue_table", "label_times", "merge"):
         assert callable(getattr(labels, name))
+
+
+# --- kinds of storm ------------------------------------------------------------------------------
+
+
+def of_kinds(*rows: tuple[str, float, float, str, str]) -> pd.DataFrame:
+    """Rows (storm, first hour, last hour, phase, kind)."""
+    storms = catalogue(*(row[:4] for row in rows))
+    return storms.assign(kind=pd.Series([row[4] for row in rows], dtype=str))
+
+
+def test_the_kind_of_a_time_is_that_of_the_storms_about() -> None:
+    storms = of_kinds(
+        ("a", 1, 4, "other", "lee"),
+        ("b", 3, 6, "other", "seclusion"),
+        ("c", 8, 9, "other", "lee"),
+        ("d", 9, 10, "other", "lee"),
+        ("e", 0, 11, "other", ""),
+    )
+    found = labels.kind_of_times(hourly(12), storms)
+    assert found is not None
+    several = labels.SEVERAL_KINDS
+    assert found.tolist() == [
+        "", "lee", "lee", several, several, "seclusion", "seclusion", "", "lee", "lee", "lee", "",
+    ]  # fmt: skip
+
+
+def test_a_catalogue_without_kinds_knows_none() -> None:
+    storms = catalogue(("a", 1, 4, "other"))
+    assert labels.kind_of_times(hourly(6), storms) is None
+    assert labels.kind_of_times(hourly(6), bundled_catalogue()) is None
+    unsaid = labels.kind_of_times(hourly(6), storms.assign(kind=""))
+    assert unsaid is not None
+    assert unsaid.tolist() == [""] * 6
+
+
+def test_a_storm_outside_of_the_domain_is_of_no_kind() -> None:
+    box = {"south": [10.0, 36.0], "north": [12.0, 37.0], "west": [5.0] * 2, "east": [9.0] * 2}
+    storms = of_kinds(("a", 0, 1, "other", "lee"), ("b", 2, 3, "other", "lee")).assign(**box)
+    found = labels.kind_of_times(hourly(4), storms, domain=Domain())
+    assert found is not None
+    assert found.tolist() == ["", "", "lee", "lee"]
+
+
+def test_kinds_in_the_calendar_of_a_model() -> None:
+    times = [cftime.Datetime360Day(2020, 1, 1, hour) for hour in range(4)]
+    found = labels.kind_of_times(times, of_kinds(("a", 1, 2, "other", "lee")))
+    assert found is not None
+    assert found.tolist() == ["", "lee", "lee", ""]
+    assert labels.kind_of_times(hourly(0), of_kinds(("a", 1, 2, "other", "lee"))).size == 0
+
+
+@pytest.mark.parametrize("named", ["own", "bundled", None])
+def test_the_configured_catalogue(tmp_path: Path, named: str | None) -> None:
+    file = tmp_path / "storms.csv"
+    file.write_text("storm,start,end,phase,kind\nx,2001-01-02,2001-01-03,other,lee\n")
+    data = Data(grids=("x.nc",), catalogue=str(file) if named == "own" else named)
+    found = labels.configured_catalogue(data)
+    if named is None:
+        assert found is None
+    else:
+        assert found is not None
+        assert ("kind" in found) is (named == "own")
+        assert len(found) == (1 if named == "own" else len(bundled_catalogue()))

@@ -9,7 +9,9 @@ from numpy.typing import ArrayLike, NDArray
 
 from medicane import config, names, phase_space
 from medicane.errors import InputError
+from medicane.evaluate.calibration import fit_rule, fit_score
 from medicane.evaluate.events import usual_step_hours
+from medicane.evaluate.skill import Forecast
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -107,3 +109,69 @@ def physical_rule(
     finite = np.isfinite(score)
     lowest = score[finite].min() - 1 if finite.any() else 0.0
     return np.where(finite, score, lowest), np.asarray(detection, bool)
+
+
+def baseline_forecasts(
+    store: xr.Dataset,
+    *,
+    train: ArrayLike,
+    validation: ArrayLike,
+    test: ArrayLike,
+    definition: config.Label,
+) -> dict[str, Forecast]:
+    """The forecasts to beat, for the maps of `test`.
+
+    ``phase_space`` is the rule as the definition states it; ``phase_space_fitted`` is its
+    warm-core score with calibration and threshold fitted on validation, as the model's are: a
+    model that beats only the former has beaten the choice of thresholds. ``climatology`` is the
+    season alone.
+
+    Parameters
+    ----------
+    store
+        A map store: ``time``, ``medicane`` and the phase space of its lows.
+    train, validation, test
+        Boolean masks of shape (time,).
+    definition
+        The label definition, whose thresholds are the rule's.
+
+    Returns
+    -------
+    dict
+        The first two are missing where the store holds no phase space.
+    """
+    train, validation, test = (np.asarray(mask, bool) for mask in (train, validation, test))
+    times, labels = store["time"].values, np.asarray(store["medicane"].values)
+    monthly = climatology(times[train], labels[train], times[test])
+    found: dict[str, Forecast] = {}
+    if {"b", "vtl", "vtu", "low_msl"} <= set(store):
+        score, detection = physical_rule(store, definition)
+        rule = fit_rule(detection[validation], labels[validation])
+        located = {
+            f"centre_{axis}": store[f"low_{axis}"].values[test]
+            for axis in ("latitude", "longitude")
+            if f"low_{axis}" in store
+        }
+        found["phase_space"] = Forecast(
+            rule.probability(detection[test]),
+            detection=detection[test],
+            score=score[test],
+            note=(
+                f"as a probability: {rule.yes:.3g} where the rule holds, {rule.no:.3g} where not, "
+                "the frequencies of the validation split; AUC-PR ranks by the warm-core score"
+            ),
+            **located,
+        )
+        curve, threshold = fit_score(score[validation], labels[validation])
+        found["phase_space_fitted"] = Forecast(
+            curve.probability(score[test]),
+            threshold=threshold.value,
+            note="the warm-core score; calibration and threshold are those of the validation split",
+            **located,
+        )
+    found["climatology"] = Forecast(
+        monthly,
+        detection=np.zeros(monthly.shape, bool),
+        note="monthly frequency of the training split; it never detects",
+    )
+    return found

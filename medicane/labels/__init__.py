@@ -20,7 +20,34 @@ from medicane.labels.catalogue import (
     read_catalogue,
 )
 
-__all__ = ["bundled_catalogue", "catalogue_table", "label_times", "merge", "read_catalogue"]
+__all__ = [
+    "SEVERAL_KINDS",
+    "bundled_catalogue",
+    "catalogue_table",
+    "configured_catalogue",
+    "kind_of_times",
+    "label_times",
+    "merge",
+    "read_catalogue",
+]
+
+#: The kind of a time at which storms of different kinds are about.
+SEVERAL_KINDS = "several"
+
+
+def configured_catalogue(data: config.Data) -> pd.DataFrame | None:
+    """The catalogue that a configuration names; None where it names none.
+
+    Raises
+    ------
+    InputError
+        As `read_catalogue`.
+    """
+    if data.catalogue is None:
+        return None
+    if data.catalogue == config.BUNDLED:
+        return bundled_catalogue()
+    return read_catalogue(data.catalogue, domain=data.domain)
 
 
 def label_times(
@@ -61,15 +88,7 @@ def label_times(
     if (np.diff(maps) <= 0).any():
         k = int(np.flatnonzero(np.diff(maps) <= 0)[0]) + 1
         raise InputError("time", "times must increase strictly", found=index[k])
-    rows = catalogue
-    if domain is not None and "south" in rows:
-        outside = (
-            (rows["north"] < domain.south)
-            | (rows["south"] > domain.north)
-            | (rows["east"] < domain.west)
-            | (rows["west"] > domain.east)
-        )
-        rows = rows[~outside]
+    rows = _of_domain(catalogue, domain)
     storms, code = np.unique(rows["storm"].to_numpy(str), return_inverse=True)
     label = np.full(maps.size, names.NOT_MEDICANE, np.int8)
     storm = np.zeros(maps.size, np.intp)
@@ -93,6 +112,61 @@ def label_times(
     data["storm"].attrs = {"long_name": "storm of that time, empty where there is none"}
     data.attrs["label_definition"] = definition.model_dump_json()
     return data
+
+
+def kind_of_times(
+    times: ArrayLike | pd.Index,
+    catalogue: pd.DataFrame,
+    *,
+    domain: config.Domain | None = None,
+) -> NDArray[np.str_] | None:
+    """What kind of storm is about at each map time, by the catalogue's column ``kind``.
+
+    Parameters
+    ----------
+    times
+        Shape (time,), UTC: ``datetime64`` or objects of cftime.
+    catalogue
+        From `read_catalogue`; ``kind`` is text of the user's own, e.g. ``baroclinic``.
+    domain
+        As for `label_times`.
+
+    Returns
+    -------
+    array of str or None
+        Shape (time,): the kind; `SEVERAL_KINDS` where storms of different kinds are about, so that
+        a false alarm is laid at no wrong door; empty where there is none. None where the catalogue
+        has no such column.
+    """
+    if "kind" not in catalogue:
+        return None
+    index = times if isinstance(times, pd.Index) else pd.Index(np.asarray(times))
+    maps, hours_of = _clock(index)
+    rows = _of_domain(catalogue, domain)
+    rows = rows[rows["kind"].fillna("") != ""]
+    kinds, code = np.unique(rows["kind"].to_numpy(str), return_inverse=True)
+    about = np.zeros((kinds.size, maps.size), bool)
+    first = np.searchsorted(maps, hours_of(rows["start"]), "left")
+    last = np.searchsorted(maps, hours_of(rows["end"]), "right")
+    for kind, start, stop in zip(code, first, last, strict=True):
+        about[kind, start:stop] = True
+    named = np.concatenate([kinds, [SEVERAL_KINDS, ""]]).astype(str)
+    n_kinds = about.sum(axis=0)
+    single = about.argmax(axis=0) if kinds.size else np.zeros(maps.size, int)
+    return named[np.where(n_kinds == 0, -1, np.where(n_kinds > 1, -2, single))]
+
+
+def _of_domain(catalogue: pd.DataFrame, domain: config.Domain | None) -> pd.DataFrame:
+    """The rows that can label: those of a known position outside of the domain do not."""
+    if domain is None or "south" not in catalogue:
+        return catalogue
+    outside = (
+        (catalogue["north"] < domain.south)
+        | (catalogue["south"] > domain.north)
+        | (catalogue["east"] < domain.west)
+        | (catalogue["west"] > domain.east)
+    )
+    return catalogue[~outside]
 
 
 def _layers(

@@ -24,11 +24,10 @@ from numpy.typing import NDArray
 
 from medicane import names
 from medicane.channels import check_whole, derive, wanted_variables
-from medicane.config import BUNDLED, Config
+from medicane.config import Config
 from medicane.errors import InputError
 from medicane.grids import open_grids
-from medicane.labels import label_times
-from medicane.labels.catalogue import bundled_catalogue, read_catalogue
+from medicane.labels import configured_catalogue, label_times
 from medicane.phase_space.lows import LastMap, lows_of_maps
 from medicane.sequences import at_steps
 from medicane.standardise import land_sea_mask, standardise
@@ -118,11 +117,7 @@ def write_store(config: Config, *, progress: Progress | None = None) -> StoreSum
     if "://" in config.data.store:
         raise InputError("data.store", "must be a path on this machine", found=config.data.store)
     path = Path(config.data.store)
-    catalogue = None
-    if config.data.catalogue == BUNDLED:
-        catalogue = bundled_catalogue()
-    elif config.data.catalogue is not None:
-        catalogue = read_catalogue(config.data.catalogue, domain=config.data.domain)
+    catalogue = configured_catalogue(config.data)
     with xr.set_options(file_cache_maxsize=OPEN_FILES):
         source = _open_source(config)
         with sole_writer(path):
