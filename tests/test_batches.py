@@ -47,7 +47,13 @@ def batches(**options) -> SequenceBatches:
     maps = options.pop("maps", None)
     maps = numbered() if maps is None else maps
     labels = options.pop("labels", label_pattern(maps.sizes["time"]))
-    return SequenceBatches(maps, rows_of(maps), labels=labels, **options)
+    rows = options.pop("rows", None)
+    return SequenceBatches(maps, rows_of(maps) if rows is None else rows, labels=labels, **options)
+
+
+def times_of(batch: np.ndarray) -> np.ndarray:
+    """(batch, length) which map stands where, read off its first value."""
+    return (batch[:, :, 0, 0, 0] // 1000).astype(int)
 
 
 def first_maps(batch: np.ndarray) -> list[int]:

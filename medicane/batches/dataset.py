@@ -1,8 +1,9 @@
-"""Sequences → ``(maps, labels, weights)`` for Keras: shuffled and sampled, in order inside."""
+"""`SequenceBatches`: the maps, labels and weights of a batch, read once and handed to Keras."""
 
 from __future__ import annotations
 
 import threading
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +13,21 @@ import xarray as xr
 from numpy.typing import ArrayLike, NDArray
 
 from medicane import names
+from medicane.batches.plans import (
+    PREVIOUS_STREAM,
+    Part,
+    RandomRuns,
+    RunPlan,
+    Sampling,
+    Series,
+    WindowPlan,
+    pieces_of,
+    previous_labels,
+)
 from medicane.errors import InputError
 
-Batch = tuple[NDArray[np.float32], NDArray[np.float32], NDArray[np.float32]]
+#: ``(inputs, labels, weights)``; the inputs are the maps, or a mapping of maps and previous labels.
+Batch = tuple[Any, NDArray[np.float32], NDArray[np.float32]]
 
 
 class SequenceBatches(keras.utils.PyDataset):
@@ -26,9 +39,11 @@ class SequenceBatches(keras.utils.PyDataset):
 
     Item ``i`` is
 
-    * maps (batch, length, latitude, longitude, channel) float32,
+    * maps (batch, length, latitude, longitude, channel) float32; with `previous_label` a mapping of
+      ``maps`` and ``previous`` (batch, length, 1) float32, NaN where it is not told,
     * labels (batch, length, 1) float32: 1, or 0; unknown maps have 0 and no weight,
-    * weights (batch, length) float32: 0 for unknown maps, else 1 or as given.
+    * weights (batch, length) float32: 0 for unknown maps and for what fills up the end of a short
+      sequence, else 1 or as given, times the importance of the sequence (see `hard_share`).
 
     The last batch of an epoch may be smaller. Pass ``shuffle=False`` to `keras.Model.fit`: the
     shuffling is done here.
@@ -38,18 +53,30 @@ class SequenceBatches(keras.utils.PyDataset):
     maps
         (time, channel, latitude, longitude), lazy, or the path of a map store.
     windows
-        (window, length) indices into time, from `medicane.sequences`.
+        (window, length) indices into time, from `medicane.sequences`; or `RandomRuns`, which are
+        cut into sequences of many lengths, anew for each epoch.
     labels
         (time) 1, 0 or −1 (unknown).
     weights
         (time) ≥ 0, multiplied into the weights of the known maps; 1 by default.
     batch_size
-        Windows in a batch.
+        Windows in a batch; of random runs, about as many maps as that.
     seed, shuffle
         Of the order of windows and of the sampling.
     negatives_per_positive
         Windows without a medicane drawn for each window with one, anew each epoch and without
         replacement; none: all of them. `prior_offset` tells what to take off the logits.
+    hard
+        (time) whether the map holds a deep low at sea.
+    hard_share
+        Share of the drawn windows that hold such a map; where there are too few of either kind, the
+        other fills up. Drawn more often, their maps count less, so that one offset of the logit
+        stays right (see `sampling.Strata.importance`).
+    shuffled_order
+        The maps of each sequence in random order, with their labels and weights: the control that
+        shows what the order is worth.
+    previous_label
+        Epoch → share of the maps, 0 to 1, that are told the true label of the map before them.
     cache
         Hold the maps of these windows in memory (4 bytes a value), read once at the first batch.
     workers, max_queue_size
@@ -58,13 +85,17 @@ class SequenceBatches(keras.utils.PyDataset):
     Attributes
     ----------
     epoch
-        Number of the current epoch, from 0; Keras advances it, and it can be set to resume.
+        Number of the current epoch, from 0; Keras advances it. `take_up` sets it.
+    piece_length
+        Hand the windows of a batch over as shorter sequences of this many maps, the same maps in
+        all; none (default): whole. Set it between two fits only.
 
     Raises
     ------
     InputError
         If there are no windows, they reach outside the maps, the labels have another length or
-        other values, or sampling is asked for and no window holds a medicane.
+        other values, sampling is asked for and no window holds a medicane, or hard ones are
+        asked for and not told.
 
     Examples
     --------
@@ -75,7 +106,7 @@ class SequenceBatches(keras.utils.PyDataset):
     def __init__(
         self,
         maps: xr.DataArray | str | Path,
-        windows: ArrayLike,
+        windows: ArrayLike | RandomRuns,
         *,
         labels: ArrayLike,
         weights: ArrayLike | None = None,
@@ -83,6 +114,10 @@ class SequenceBatches(keras.utils.PyDataset):
         seed: int = 0,
         shuffle: bool = True,
         negatives_per_positive: float | None = None,
+        hard: ArrayLike | None = None,
+        hard_share: float | None = None,
+        shuffled_order: bool = False,
+        previous_label: Callable[[int], float] | None = None,
         cache: bool = False,
         workers: int = 1,
         max_queue_size: int = 10,
@@ -91,42 +126,51 @@ class SequenceBatches(keras.utils.PyDataset):
         source = maps if isinstance(maps, xr.DataArray) else xr.open_zarr(maps, chunks=None)["maps"]
         self._maps = source.transpose(names.TIME, names.CHANNEL, names.LATITUDE, names.LONGITUDE)
         n = source.sizes[names.TIME]
-        self._windows = _checked_windows(windows, n)
-        known, self._positive = _checked_labels(labels, n)
-        self._weights = known.astype(np.float32)
+        self._known, self._positive = _checked_labels(labels, n)
+        self._weights = self._known.astype(np.float32)
         if weights is not None:
             self._weights *= _checked_weights(weights, n)
         if batch_size < 1:
             raise InputError("train.batch_size", "must be at least 1", found=batch_size)
+        if hard_share is not None and (hard is None or np.shape(hard) != (n,)):
+            raise InputError(
+                "train.hard_negative_share",
+                f"needs to know for each of {n} maps whether it holds a deep low at sea",
+                found=None if hard is None else np.shape(hard),
+            )
+        deep = None if hard_share is None else np.asarray(hard, bool)
+        series = Series(self._positive, self._weights, deep)
+        sampling = Sampling(
+            batch_size=batch_size,
+            seed=seed,
+            shuffle=shuffle,
+            negatives_per_positive=negatives_per_positive,
+            hard_share=hard_share,
+            shuffled_order=shuffled_order,
+        )
+        self._plan = (
+            RunPlan(windows, series, sampling)
+            if isinstance(windows, RandomRuns)
+            else WindowPlan(windows, series, sampling)
+        )
         self.batch_size, self.seed, self.epoch = batch_size, seed, 0
-        self._shuffle = shuffle
-        has = self._positive[self._windows].any(axis=1)
-        self._with, self._without = np.flatnonzero(has), np.flatnonzero(~has)
-        self._drawn = self._without.size
-        if negatives_per_positive is not None:
-            if self._with.size == 0:
-                raise InputError(
-                    "train.negatives_per_positive",
-                    "needs at least one sequence with a medicane",
-                    found=f"none among {self._windows.shape[0]} sequences",
-                )
-            wanted = round(negatives_per_positive * self._with.size)
-            self._drawn = min(self._drawn, wanted)
+        self.piece_length: int | None = None
+        self._previous_label = previous_label
         self._cache = cache
         self._lock = threading.Lock()
         self._held: tuple[NDArray[np.float32], NDArray[np.int64]] | None = None
-        self._order: tuple[int, NDArray[np.int64]] | None = None
+        self._parts: tuple[int, list[Part]] | None = None
         self._begun = False
 
     @property
     def n_windows(self) -> int:
-        """Windows in one epoch."""
-        return self._with.size + self._drawn
+        """Sequences in one epoch; of random runs, on average."""
+        return self._plan.n_sequences
 
     @property
     def num_batches(self) -> int:
         """Batches in one epoch; the last may be smaller."""
-        return -(-self.n_windows // self.batch_size)
+        return self._plan.num_batches
 
     def __len__(self) -> int:
         return self.num_batches
@@ -136,30 +180,29 @@ class SequenceBatches(keras.utils.PyDataset):
         """What sampling adds to the logit of a map: log(odds in an epoch / odds in all windows).
 
         Counted over the known maps of the windows with their weights, in expectation over the
-        epochs; 0 without sampling. Taken off the logits, it gives back the true base rate.
+        epochs; 0 without sampling. Taken off the logits, it gives back the true base rate. Among
+        the windows that are drawn it is exact for hard and easy ones alike; the maps without a
+        medicane in a window with one are shown in each epoch, and only their number is corrected.
         """
-        if self._drawn == self._without.size:
-            return 0.0
-        weight = self._weights[self._windows]
-        positive = (weight * self._positive[self._windows]).sum(axis=1, dtype=np.float64)
-        negative = weight.sum(axis=1, dtype=np.float64) - positive
-        share = self._drawn / self._without.size
-        all_negative = negative.sum()
-        kept_negative = negative[self._with].sum() + share * negative[self._without].sum()
-        if positive.sum() == 0 or kept_negative == 0:
-            return 0.0
-        return float(np.log(all_negative / kept_negative))
+        return self._plan.prior_offset
 
     def order(self, epoch: int) -> NDArray[np.int64]:
-        """Windows of an epoch, in their order: (window) indices into the windows given."""
-        rng = np.random.default_rng([self.seed, epoch])
-        drawn = self._without
-        if self._drawn < drawn.size:
-            drawn = rng.choice(drawn, self._drawn, replace=False)
-        chosen = np.sort(np.concatenate([self._with, drawn]))
-        if self._shuffle:
-            rng.shuffle(chosen)
-        return chosen.astype(np.int64)
+        """Windows of an epoch, in their order: (window) indices into the windows given.
+
+        Raises
+        ------
+        TypeError
+            For random runs, which have no windows to index.
+        """
+        if isinstance(self._plan, RunPlan):
+            raise TypeError(
+                "random runs are cut anew for each epoch: there are no windows to index"
+            )
+        return self._plan.order(epoch)
+
+    def take_up(self, epoch: int) -> None:
+        """Make this the current epoch, from 0, and not yet begun."""
+        self.epoch, self._begun = epoch, False
 
     def on_epoch_begin(self) -> None:
         """Keras calls this before it draws from an epoch."""
@@ -174,23 +217,37 @@ class SequenceBatches(keras.utils.PyDataset):
     def __getitem__(self, index: int) -> Batch:
         if not 0 <= index < self.num_batches:
             raise IndexError(f"batch {index} of {self.num_batches}")
-        chosen = self._current()[index * self.batch_size : (index + 1) * self.batch_size]
-        rows = self._windows[chosen]
+        epoch = self.epoch
+        part = self._current(epoch)[index]
+        if self.piece_length is not None:
+            part = pieces_of(part, self.piece_length)
+        rows = part.rows
         labels = self._positive[rows].astype(np.float32)[..., None]
-        return self._read(rows), labels, self._weights[rows]
+        weights = self._weights[rows] * part.shown
+        maps = self._read(rows)
+        if self._previous_label is None:
+            return maps, labels, weights
+        previous = previous_labels(
+            self._positive,
+            self._known,
+            rows,
+            share=self._previous_label(epoch),
+            rng=np.random.default_rng([self.seed, epoch, PREVIOUS_STREAM, index]),
+        )
+        return {"maps": maps, "previous": previous}, labels, weights
 
-    def _current(self) -> NDArray[np.int64]:
-        epoch, kept = self.epoch, self._order
+    def _current(self, epoch: int) -> list[Part]:
+        kept = self._parts
         if kept is None or kept[0] != epoch:
-            kept = (epoch, self.order(epoch))
-            self._order = kept
+            kept = (epoch, self._plan.parts(epoch))
+            self._parts = kept
         return kept[1]
 
     def _read(self, rows: NDArray[np.int64]) -> NDArray[np.float32]:
         if self._cache:
             with self._lock:  # the first batch of any worker fills it, the others wait
                 if self._held is None:
-                    used = np.unique(self._windows)
+                    used = self._plan.used
                     self._held = (self._load(used), used)
             held, used = self._held
             return held[np.searchsorted(used, rows)]
@@ -209,17 +266,6 @@ class SequenceBatches(keras.utils.PyDataset):
                 out[start : start + stop - first] = block.transpose(0, 2, 3, 1)
                 start += stop - first
         return out
-
-
-def _checked_windows(windows: ArrayLike, n: int) -> NDArray[np.int64]:
-    rows = np.asarray(windows, np.int64)
-    if rows.ndim != 2 or rows.size == 0:
-        raise InputError("windows", "must be at least one row of indices", found=rows.shape)
-    if rows.min() < 0 or rows.max() >= n:
-        raise InputError(
-            "windows", f"must index the {n} maps", found=f"{rows.min()} to {rows.max()}"
-        )
-    return rows
 
 
 def _checked_labels(labels: ArrayLike, n: int) -> tuple[NDArray[Any], NDArray[Any]]:
