@@ -24,6 +24,7 @@ import xarray as xr
 from medicane import pipeline
 from medicane.cli import app, run
 from medicane.errors import InputError
+from medicane.evaluate import compare, read_forecasts
 from tests.commands import Medicane, untouched
 from tests.conftest import ROOT
 from tests.small_project import SmallProject
@@ -151,6 +152,38 @@ def test_the_forecast_holds_what_was_scored(travelled: Path) -> None:
             values = forecast[name].values
             assert ((values >= 0) & (values <= 1) | np.isnan(values)).all()
     assert pd.DatetimeIndex(forecast["time"]).is_monotonic_increasing
+
+
+def test_the_scores_can_be_made_again_from_the_forecast(travelled: Path) -> None:
+    told = json.loads((travelled / "scores.json").read_text())
+    again = read_forecasts(travelled / "forecast.nc")
+    assert again.train_rate == told["train_base_rate"]
+    assert again.attributes["label_version"] == "small-1"
+    assert again.attributes["idealised"] == 1
+    assert again.forecasts["detector"].threshold == told["threshold"]
+    table = compare(
+        again.times,
+        again.medicane,
+        again.storm,
+        forecasts=again.forecasts,
+        train_rate=again.train_rate,
+        kind=again.kind,
+    )
+    told["models"]["detector"].pop("difference_from")
+    assert table["models"] == told["models"]
+
+
+def test_hard_negatives_are_told_by_the_kinds_of_the_catalogue(travelled: Path) -> None:
+    scores = json.loads((travelled / "scores.json").read_text())
+    kinds = scores["models"]["detector"]["hard_negatives"]["kinds"]
+    storms = pd.read_csv(travelled / "sea" / "storms.csv")
+    assert set(kinds) <= {*storms["kind"], "several"}
+    assert len(kinds) >= 3
+    for told in kinds.values():
+        assert 0 <= told["false_alarm_rate"] <= 1
+        assert told["storms_with_false_alarm"] <= told["n_storms"] <= told["n_maps"]
+    page = (travelled / "report.html").read_text()
+    assert all(f'<th scope="row">{kind}</th>' in page for kind in kinds)
 
 
 @pytest.mark.slow

@@ -17,10 +17,14 @@ from matplotlib.image import imread
 from scipy.ndimage import gaussian_filter
 
 from medicane import report
-from medicane.evaluate import Forecast, read_scores, verify, write_scores
+from medicane.evaluate import Forecast, compare, read_scores, verify, write_scores
 from medicane.report import telling_maps, write_report
 from medicane.report.map_figures import case_map
-from medicane.report.tables import score_table_markdown
+from medicane.report.tables import (
+    comparison_table_markdown,
+    kind_table,
+    score_table_markdown,
+)
 
 CHANNELS = ("msl_local", "u10", "v10", "thickness_900_600_local", "thickness_600_300_local", "lsm")
 EVIL = '<script>alert("x")</script> $\\frac{ & Ianos'
@@ -396,3 +400,50 @@ def test_training_curves(tmp_path):
         report.training_curves(history.iloc[:0], folder / "none.png")
         assert (folder / "none.png").stat().st_size > 1000
     assert not folder.exists()
+
+
+def test_kinds_of_hard_negatives_have_a_table():
+    store, forecasts = sea(n=500)
+    kind = np.full(500, "", dtype=object)
+    kind[:20], kind[100:110] = "heat_low", EVIL
+    scores = verify(
+        store.indexes["time"],
+        store["medicane"].values,
+        store["storm"].values,
+        forecasts=forecasts,
+        train_medicane=[0, 1],
+        kind=kind,
+        n_resamples=20,
+    )
+    text = kind_table(scores, list(forecasts))
+    told = scores["models"]["detector"]["hard_negatives"]["kinds"]["heat_low"]
+    assert f"<b>{100 * told['false_alarm_rate']:.2f} %</b>" in text
+    assert text.count("<tr>") == 3
+    assert EVIL not in text
+    del scores["models"]["climatology"]["hard_negatives"]["kinds"]["heat_low"]
+    assert "<td>–</td>" in kind_table(scores, list(forecasts))
+    bare = kind_table(scored(store, forecasts), list(forecasts))
+    assert "names no kinds of storm" in bare
+
+
+def test_a_comparison_as_markdown():
+    store, forecasts = sea(n=900)
+    table = compare(
+        store.indexes["time"],
+        store["medicane"].values,
+        store["storm"].values,
+        forecasts={"a|b": forecasts["detector"], "rule": forecasts["phase_space"]},
+        train_rate=0.03,
+        n_resamples=60,
+    )
+    text = comparison_table_markdown(table)
+    lines = text.splitlines()
+    assert lines[0].startswith("| forecast | CSI")
+    assert any(line.startswith("| minus a\\|b | CSI") for line in lines)
+    difference = next(line for line in reversed(lines) if line.startswith("| rule |"))
+    told = table["differences"]["rule"]["auc_pr"]
+    assert told["high"] < 0
+    assert f"{told['value']:.2f}".replace("-", "−") in difference
+    assert "(-)" in difference
+    table["differences"]["rule"]["csi"] = {"value": 0.1, "low": 0.05, "high": 0.2}
+    assert "+0.10 [0.05, 0.20] (+)" in comparison_table_markdown(table)

@@ -8,14 +8,8 @@ from __future__ import annotations
 
 from medicane.pipeline.demonstration import RECIPES, Demonstrated, Steps, demo
 from medicane.pipeline.detection import detect, probability_strip
-from medicane.pipeline.steps import (
-    MODEL_NAME,
-    evaluate,
-    prepare,
-    synthesise,
-    tracking_uri,
-    train,
-)
+from medicane.pipeline.evaluation import MODEL_NAME, evaluate
+from medicane.pipeline.steps import prepare, synthesise, tracking_uri, train
 from medicane.pipeline.summaries import Detected, Evaluated, Prepared, Progress, Summary, Trained
 
 __all__ = [

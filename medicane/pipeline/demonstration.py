@@ -15,7 +15,8 @@ import yaml
 from medicane.config import Sea, load_config
 from medicane.errors import InputError
 from medicane.pipeline.detection import detect
-from medicane.pipeline.steps import evaluate, prepare, synthesise, tracking_uri, train
+from medicane.pipeline.evaluation import evaluate
+from medicane.pipeline.steps import prepare, synthesise, tracking_uri, train
 from medicane.pipeline.summaries import Detected, Evaluated, Prepared, Summary, Trained
 
 #: The recipes that travel with a clone.

@@ -1,20 +1,17 @@
-"""From grids to a scored model: prepare, train and evaluate, and the idealised sea before them."""
+"""From grids to a registered model: prepare and train, and the idealised sea before them."""
 
 from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import pandas as pd
-import xarray as xr
 
 from medicane import names
 from medicane.config import Config, Label, Sea
-from medicane.pipeline.summaries import Evaluated, Prepared, Progress, Trained
-
-MODEL_NAME = "detector"  # the trained model's row in scores.json
+from medicane.pipeline.summaries import Prepared, Progress, Trained
 
 
 def synthesise(
@@ -140,153 +137,3 @@ def train(config: Config, *, progress: Progress | None = None) -> Trained:
             temperature=trained.temperature,
             seconds=trained.seconds,
         )
-
-
-def evaluate(
-    config: Config,
-    *,
-    model: str | None = None,
-    split: Literal["train", "validation", "test"] = "test",
-    out: Path | None = None,
-    seed: int = 0,
-) -> Evaluated:
-    """Score a model on a split of its map store, against the physical rule and climatology.
-
-    Parameters
-    ----------
-    model
-        A model URI or ``.keras`` file; by default the registered ``challenger``.
-    out
-        Folder of ``scores.json``, ``report.html``, ``forecast.nc`` and ``figures/``; by default the
-        store's own folder.
-
-    Raises
-    ------
-    InputError
-        If the model was trained on other data than the store holds, or on other channels.
-    """
-    from medicane import evaluate as verification
-    from medicane import experiments, report
-    from medicane import model as detector
-    from medicane.predict import predict
-    from medicane.sequences import split_times
-    from medicane.store import open_store
-    from medicane.store.commits import writable_folder
-
-    out = Path(config.data.store).resolve().parent if out is None else out
-    writable_folder(out, where="--out")
-    store = open_store(config.data.store)
-    file = _model_file(config, model)
-    network = detector.load_detector(file.path)
-    facts = detector.facts_of(network)
-    masks = split_times(
-        store.indexes[names.TIME], store["medicane"].values, store["storm"].values, config=config
-    )
-    chosen = store.isel({names.TIME: np.flatnonzero(masks[split])})
-    predicted = predict(network, chosen["maps"], mode=config.detect.mode, where=config.data.store)
-    threshold = float(config.detect.threshold or facts["threshold"])
-    located = "low_latitude" in chosen
-    forecasts = {
-        MODEL_NAME: verification.Forecast(
-            probability=predicted["probability"].values,
-            threshold=threshold,
-            centre_latitude=chosen["low_latitude"].values if located else None,
-            centre_longitude=chosen["low_longitude"].values if located else None,
-        ),
-        **verification.baseline_forecasts(
-            store,
-            train=masks["train"],
-            validation=masks["validation"],
-            test=masks[split],
-            definition=config.label,
-        ),
-    }
-    scores = verification.verify(
-        chosen.indexes[names.TIME],
-        chosen["medicane"].values,
-        chosen["storm"].values,
-        forecasts=forecasts,
-        train_medicane=store["medicane"].values[masks["train"]],
-        split=split,
-        seed=seed,
-    )
-    out.mkdir(parents=True, exist_ok=True)
-    verification.write_scores(out / "scores.json", scores)
-    run = None if file.run_id is None else experiments.reopened_run(file.run_id)
-    facts_shown = {
-        "Model": file.uri,
-        "MLflow run": file.run_id or "none",
-        "Map store": config.data.store,
-        "Data digest": str(store.attrs["content_digest"]),
-        "Label definition": config.label.version,
-        "Threshold": f"{threshold:.4g}",
-        "Temperature": f"{facts.get('temperature', 1.0):.3g}",
-        "Mode": config.detect.mode,
-        "Software": f"medicane {facts['software_version']}",
-    }
-    page = report.write_report(
-        out / "report.html",
-        scores=scores,
-        store=chosen,
-        forecasts=forecasts,
-        facts=facts_shown,
-        idealised=bool(store.attrs.get("idealised", 0)),
-    )
-    _write_forecast(out / "forecast.nc", chosen, predicted, forecasts)
-    if run is not None:
-        run.log_metrics(_headline(scores, split))
-        for path in (out / "scores.json", page, out / "forecast.nc"):
-            run.log_file(path, folder=f"evaluation/{split}")
-        run.log_file(out / "figures", folder=f"evaluation/{split}/figures")
-    return Evaluated(
-        scores=str(out / "scores.json"),
-        report=str(page),
-        split=split,
-        run_id=file.run_id,
-        table=report.score_table_markdown(scores),
-    )
-
-
-# --------------------------------------------------------------------------------------------------
-
-
-def _model_file(config: Config, model: str | None) -> Any:
-    from medicane import experiments
-
-    uri = model or f"models:/{experiments.REGISTERED_NAME}@{experiments.CHALLENGER}"
-    return experiments.model_file(uri, tracking=experiments.tracking_uri(config))
-
-
-def _headline(scores: dict[str, Any], split: str) -> dict[str, float]:
-    """Scores of all models as flat metrics: ``test_csi``, ``test_phase_space_csi`` …"""
-    flat: dict[str, float] = {}
-    for name, entry in scores["models"].items():
-        prefix = split if name == MODEL_NAME else f"{split}_{name}"
-        for score, told in entry.items():
-            if isinstance(told, dict) and isinstance(told.get("value"), (int, float)):
-                flat[f"{prefix}_{score}"] = told["value"]
-        for score, told in entry.get("events", {}).items():
-            value = told.get("value") if isinstance(told, dict) else told
-            if isinstance(value, (int, float)):
-                flat[f"{prefix}_events_{score}"] = value
-    return flat
-
-
-def _write_forecast(
-    path: Path, chosen: xr.Dataset, predicted: xr.Dataset, forecasts: dict[str, Any]
-) -> None:
-    """The probabilities behind the scores, so that runs can be compared map by map."""
-    data = {
-        MODEL_NAME: predicted["probability"],
-        "logit": predicted["logit"],
-        "medicane": chosen["medicane"],
-        "storm": chosen["storm"].astype(str),
-        **{
-            name: (names.TIME, np.asarray(forecast.probability, dtype=np.float32))
-            for name, forecast in forecasts.items()
-            if name != MODEL_NAME
-        },
-    }
-    partial = path.with_name(f".{path.name}.partial")
-    xr.Dataset(data, coords={names.TIME: chosen[names.TIME]}).to_netcdf(partial)
-    partial.replace(path)

@@ -26,7 +26,7 @@ from medicane import __version__, names
 from medicane.evaluate.intervals import resample_blocks
 from medicane.evaluate.skill import Forecast, precision_recall, reliability
 from medicane.report import figures, map_figures, tables
-from medicane.report.tables import score_table_markdown
+from medicane.report.tables import comparison_table_markdown, score_table_markdown
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -34,6 +34,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "Case",
+    "comparison_table_markdown",
     "figure_folder",
     "score_table_markdown",
     "telling_maps",
@@ -295,6 +296,7 @@ def write_report(
         scores=tables.score_table(scores),
         events=tables.event_table(scores, list(forecasts)),
         storms=tables.storm_table(scores, list(forecasts)),
+        kinds=tables.kind_table(scores, list(forecasts)),
         false_alarms=tables.episode_table(entry["events"]["episodes"], main),
         cases="".join(
             page.shown.get(

@@ -64,8 +64,10 @@ def percent(value: float | None) -> str:
     return "–" if value is None else f"{100 * value:.2f} %"
 
 
-def _cell_text(entry: Mapping[str, Any]) -> str:
+def _cell_text(entry: Mapping[str, Any], *, sign: bool = False) -> str:
     text = _decimal(entry["value"])
+    if sign and entry["value"] is not None and entry["value"] > 0:
+        text = f"+{text}"
     if entry.get("low") is not None and entry.get("high") is not None:
         text += f" [{_decimal(entry['low'])}, {_decimal(entry['high'])}]"
     return text
@@ -239,6 +241,58 @@ def episode_table(episodes: Sequence[Mapping[str, Any]], main: str) -> str:
         '<th scope="col">highest probability</th></tr></thead>'
         f"<tbody>{rows}</tbody></table>"
     )
+
+
+def kind_table(scores: Mapping[str, Any], order: Sequence[str]) -> str:
+    """False alarms by kind of storm, one column a forecast."""
+    by_kind = [scores["models"][name].get("hard_negatives", {}).get("kinds") for name in order]
+    if not by_kind or not by_kind[0]:
+        return '<p class="none">The catalogue of this split names no kinds of storm.</p>'
+    head = "".join(
+        f'<th scope="col">{escape(text)}</th>' for text in ("kind", "storms", "maps", *order)
+    )
+    rows = []
+    for kind, first in by_kind[0].items():
+        cells = ""
+        for kinds in by_kind:
+            told = (kinds or {}).get(kind)
+            if told is None:
+                cells += "<td>–</td>"
+                continue
+            called, n_storms = told["storms_with_false_alarm"], told["n_storms"]
+            storms = "" if n_storms is None else f"{called} of {n_storms} storms"
+            cells += f"<td><b>{percent(told['false_alarm_rate'])}</b><small>{storms}</small></td>"
+        n_storms = "–" if first["n_storms"] is None else first["n_storms"]
+        rows.append(
+            f'<tr><th scope="row">{escape(kind)}</th><td>{n_storms}</td>'
+            f"<td>{first['n_maps']}</td>{cells}</tr>"
+        )
+    return f"<table><thead><tr>{head}</tr></thead><tbody>{''.join(rows)}</tbody></table>"
+
+
+def comparison_table_markdown(table: Mapping[str, Any]) -> str:
+    """What `evaluate.compare` found, as Markdown: the scores, then the differences."""
+    columns = COLUMNS[:5]
+    heading = " | ".join(heading for _, heading, *_ in columns)
+    lines = [score_table_markdown(table), ""]
+    lines.append(f"| minus {_no_pipe(table['reference'])} | {heading} |")
+    lines.append("|---" * (len(columns) + 1) + "|")
+    for name, scores in table["differences"].items():
+        cells = [
+            _cell_text(scores[key], sign=True) + _star(_sign(scores[key], best))
+            for key, _, best, _ in columns
+        ]
+        lines.append(f"| {_no_pipe(name)} | " + " | ".join(cells) + " |")
+    lines.append("")
+    lines.append(
+        "Differences are paired over the same resamples; (+) better and (-) worse where the "
+        "95 % interval leaves out 0."
+    )
+    return "\n".join(lines)
+
+
+def _star(mark: str) -> str:
+    return {"better": " (+)", "worse": " (-)"}.get(mark, "")
 
 
 def notes(scores: Mapping[str, Any]) -> str:
