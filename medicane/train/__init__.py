@@ -1,0 +1,17 @@
+"""Fit the detector: split, statistics of the training split, fit, stop early, calibrate.
+
+Returns a model and its history; knows nothing of MLflow or Prefect. After each epoch the state
+of the training is kept in a checkpoint, so that a training that was cut goes on where it stood and
+ends with the same weights.
+
+* `training`: the whole way, for one detector or an ensemble.
+* `members`: one network, fitted epoch by epoch.
+* `progress`: what happens after each epoch, and the checkpoint.
+* `curriculum`: short sequences first.
+* `calibration`: what is fitted after the network: temperature, threshold, autoencoder.
+"""
+
+from medicane.train.progress import OnEpoch
+from medicane.train.training import TrainedDetector, train_detector, training_facts
+
+__all__ = ["OnEpoch", "TrainedDetector", "train_detector", "training_facts"]

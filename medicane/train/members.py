@@ -1,0 +1,185 @@
+"""One network, fitted: its batches, its epochs, its best weights."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import keras
+import numpy as np
+import xarray as xr
+
+from medicane import __version__, names
+from medicane import model as detector
+from medicane.batches import RandomRuns, SequenceBatches
+from medicane.config import Config
+from medicane.errors import InputError
+from medicane.normalise import Statistics
+from medicane.sequences import contiguous_periods, split_windows
+from medicane.train.curriculum import Unroll, stage_lengths
+from medicane.train.progress import OnEpoch, Progress
+
+LOG = logging.getLogger(__name__)
+
+#: Training maps up to this size are held in memory; above it, windows are read from the store.
+CACHE_BYTES = 2 * 2**30
+
+
+@dataclass(frozen=True)
+class Member:
+    """A fitted network, not yet calibrated.
+
+    `rows` one row an epoch; `prior_offset` what its sampling adds to the logits; `core_seconds` of
+    processor time.
+    """
+
+    model: keras.Model
+    rows: list[dict[str, float]]
+    best_epoch: int
+    prior_offset: float
+    core_seconds: float
+
+
+def fit_member(
+    config: Config,
+    store: xr.Dataset,
+    splits: Mapping[str, np.ndarray],
+    statistics: Statistics,
+    *,
+    facts: Mapping[str, Any],
+    checkpoint: Path | None = None,
+    on_epoch: OnEpoch | None = None,
+) -> Member:
+    """Build and fit one network from ``train.seed``; its weights are those of the best epoch.
+
+    Parameters
+    ----------
+    splits
+        ``train`` and ``validation``: (time) bool.
+    statistics, facts
+        As for `medicane.model.build_detector`.
+    checkpoint, on_epoch
+        As for `train_detector`; the checkpoint stays when the training ends.
+
+    Raises
+    ------
+    ArithmeticError
+        If the loss was not finite in the first epoch.
+    """
+    keras.utils.set_random_seed(config.train.seed)
+    epochs = config.train.epochs
+    batches = training_batches(config, store, splits["train"])
+    model = detector.build_detector(config, statistics, facts=facts)
+    fitted = detector.teacher_forced(model) if config.model.label_feedback else model
+    detector.compile_detector(fitted, config.train, steps=epochs * len(batches))
+    unroll = None
+    if config.train.curriculum == "unroll":
+        unroll = Unroll(stage_lengths(config.sequences.length), epochs)
+    progress = Progress(
+        model,
+        config,
+        store,
+        splits["validation"],
+        unroll=unroll,
+        checkpoint=checkpoint,
+        on_epoch=on_epoch,
+        key=_key(config, store),
+    )
+    progress.resume(fitted)
+    while not progress.finished:
+        if progress.unroll is not None:
+            batches.piece_length = progress.unroll.length
+        batches.take_up(progress.done)
+        fitted.fit(
+            batches,
+            epochs=epochs,
+            initial_epoch=progress.done,
+            callbacks=[keras.callbacks.TerminateOnNaN(), progress],
+            verbose=0,
+            shuffle=False,  # SequenceBatches shuffles, from the seed and the epoch
+        )
+    if progress.best_weights is None:
+        raise ArithmeticError("training diverged in its first epoch: the loss is not finite")
+    model.set_weights(progress.best_weights)
+    return Member(
+        model=model,
+        rows=progress.rows,
+        best_epoch=progress.best_epoch,
+        prior_offset=batches.prior_offset,
+        core_seconds=progress.core_seconds,
+    )
+
+
+def training_batches(config: Config, store: xr.Dataset, mask: np.ndarray) -> SequenceBatches:
+    """The batches of the training split, as ``sequences``, ``train`` and ``label`` say.
+
+    Raises
+    ------
+    InputError
+        If no window fits in, or hard negatives are asked for and the store has no lows.
+    """
+    train, times, length = config.train, store.indexes[names.TIME], config.sequences.length
+    step = config.data.step_hours
+    windows: Any = split_windows(
+        times,
+        mask,
+        length=length,
+        stride=config.sequences.stride,
+        step_hours=step,
+        where="splits.train",
+    )
+    if train.variable_length:
+        inside = np.flatnonzero(mask)
+        runs = contiguous_periods(times[inside], step_hours=step)
+        # As many maps an epoch as the windows would show: the rows of a comparison stay fair.
+        windows = RandomRuns(
+            tuple(inside[run] for run in runs), length=length, maps_per_epoch=windows.size
+        )
+    hard = None
+    if train.hard_negative_share is not None:
+        if "low_msl" not in store:
+            raise InputError(
+                "train.hard_negative_share",
+                "needs the lows of the maps, which the store holds where the grids have heights",
+                found="no low_msl in the store",
+            )
+        hard = store["low_msl"].values < config.label.msl_max_hpa  # NaN, no low, is not deep
+    size = int(mask.sum()) * int(np.prod(store["maps"].shape[1:])) * 4
+    return SequenceBatches(
+        store["maps"],
+        windows,
+        labels=store["medicane"].values,
+        batch_size=train.batch_size,
+        seed=train.seed,
+        negatives_per_positive=train.negatives_per_positive,
+        hard=hard,
+        hard_share=train.hard_negative_share,
+        shuffled_order=train.shuffled_order,
+        previous_label=scheduled_sampling(train.epochs) if config.model.label_feedback else None,
+        cache=size <= CACHE_BYTES,
+    )
+
+
+def scheduled_sampling(epochs: int) -> Callable[[int], float]:
+    """Epoch (from 0) → share of the maps that are told the true label before them.
+
+    From 1 in the first epoch to 0 in the last, linearly (Bengio et al. 2015, arXiv 1506.03099): at
+    the end the network hears only itself, as it does when it is used.
+    """
+    return lambda epoch: max(0.0, 1 - epoch / max(epochs - 1, 1))
+
+
+def _key(config: Config, store: xr.Dataset) -> str:
+    """What a checkpoint must agree on to be resumed."""
+    recipe = {
+        part: getattr(config, part).model_dump(mode="json")
+        for part in ("sequences", "splits", "model", "train", "label")
+    }
+    recipe["mode"] = config.detect.mode
+    text = json.dumps([recipe, store.attrs.get("content_digest"), __version__], sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()
