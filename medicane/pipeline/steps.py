@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -46,8 +47,24 @@ def prepare(config: Config, *, progress: Progress | None = None) -> Prepared:
     return Prepared(**summary._asdict())
 
 
-def train(config: Config, *, progress: Progress | None = None) -> Trained:
+def train(
+    config: Config,
+    *,
+    name: str | None = None,
+    tags: Mapping[str, str] | None = None,
+    checkpoint: Path | None = None,
+    progress: Progress | None = None,
+) -> Trained:
     """Train on the map store, track the run in MLflow, register the model as ``challenger``.
+
+    Parameters
+    ----------
+    name
+        Of the MLflow run; by default encoder and head.
+    tags
+        Of the run and the model version, beside the data digest and the label version.
+    checkpoint
+        File for the state of the training; by default beside the store.
 
     Raises
     ------
@@ -60,14 +77,16 @@ def train(config: Config, *, progress: Progress | None = None) -> Trained:
 
     store = open_store(config.data.store)
     digest = str(store.attrs["content_digest"])
-    checkpoint = Path(config.data.store).resolve().parent / "training.checkpoint.npz"
+    if checkpoint is None:
+        checkpoint = Path(config.data.store).resolve().parent / "training.checkpoint.npz"
     tags = {
+        **(tags or {}),
         "data_digest": digest,
         "label_version": config.label.version,
         "idealised_sea": str(bool(store.attrs.get("idealised", 0))).lower(),
     }
     with experiments.training_run(
-        config, name=f"{config.model.encoder}-{config.model.rnn}", tags=tags
+        config, name=name or f"{config.model.encoder}-{config.model.rnn}", tags=tags
     ) as run:
         logged = set()
 

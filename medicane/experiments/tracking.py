@@ -1,0 +1,308 @@
+"""Where runs are tracked, and runs: opened with all it takes to repeat them, and found again."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import json
+import os
+import platform
+import subprocess
+import warnings
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import mlflow
+import numpy as np
+import pandas as pd
+import yaml
+from mlflow.entities import Metric, Param
+from mlflow.exceptions import MlflowException
+from sqlalchemy.exc import SQLAlchemyError
+
+from medicane import __version__
+from medicane.config import Config
+from medicane.errors import InputError
+
+_PARAMS_A_CALL = 100  # MLflow's limit for one batch
+_LONGEST_PARAM = 500
+
+
+def tracking_uri(config: Config) -> str:
+    """The tracking URI: configured, else ``MLFLOW_TRACKING_URI``, else beside the store."""
+    if config.tracking.uri is not None:
+        return config.tracking.uri
+    if os.environ.get("MLFLOW_TRACKING_URI"):
+        return os.environ["MLFLOW_TRACKING_URI"]
+    return default_tracking_uri(Path(config.data.store).resolve().parent)
+
+
+def default_tracking_uri(folder: Path) -> str:
+    """``sqlite:///…/mlflow.db`` in a folder."""
+    return f"sqlite:///{folder.resolve() / 'mlflow.db'}"
+
+
+def use_tracking(uri: str, *, experiment: str) -> str:
+    """Point MLflow at `uri` and return the id of the experiment, made if it is not there.
+
+    Artifacts of a local database go to the folder ``mlartifacts`` beside it.
+
+    Raises
+    ------
+    InputError
+        If the tracking store cannot be reached.
+    """
+    point_at(uri)
+    try:
+        found = mlflow.get_experiment_by_name(experiment)
+        if found is not None:
+            return str(found.experiment_id)
+        location = None
+        if uri.startswith("sqlite:///"):
+            location = (Path(uri.removeprefix("sqlite:///")).parent / "mlartifacts").as_uri()
+        return str(mlflow.create_experiment(experiment, artifact_location=location))
+    except (MlflowException, SQLAlchemyError) as error:
+        raise InputError(
+            f"tracking.uri: {uri}", "the tracking store must answer", found=first_line(error)
+        ) from error
+
+
+class Run:
+    """An open MLflow run; every call names its id, so that a worker thread logs to the same run."""
+
+    def __init__(self, run_id: str) -> None:
+        self.run_id = run_id
+        self._client = mlflow.MlflowClient()
+
+    def log_metrics(self, values: Mapping[str, float], *, step: int = 0) -> None:
+        """Log finite values in one call."""
+        now = int(pd.Timestamp.now("UTC").timestamp() * 1000)
+        metrics = [
+            Metric(name, float(value), now, step)
+            for name, value in values.items()
+            if value is not None and np.isfinite(value)
+        ]
+        if metrics:
+            self._client.log_batch(self.run_id, metrics=metrics, synchronous=True)
+
+    def log_params(self, values: Mapping[str, Any]) -> None:
+        """Log parameters; a long value is cut here and whole in the configuration artifact."""
+        params = [Param(name, str(value)[:_LONGEST_PARAM]) for name, value in values.items()]
+        for start in range(0, len(params), _PARAMS_A_CALL):
+            self._client.log_batch(self.run_id, params=params[start : start + _PARAMS_A_CALL])
+
+    def set_tags(self, values: Mapping[str, Any]) -> None:
+        """Tag the run."""
+        for name, value in values.items():
+            self._client.set_tag(self.run_id, name, value)
+
+    def log_text(self, text: str, name: str) -> None:
+        """Log a text artifact."""
+        self._client.log_text(self.run_id, text, name)
+
+    def log_file(self, path: Path, *, folder: str | None = None) -> None:
+        """Log a file, or all files of a folder, as artifacts."""
+        if path.is_dir():
+            self._client.log_artifacts(self.run_id, str(path), folder)
+        else:
+            self._client.log_artifact(self.run_id, str(path), folder)
+
+
+@dataclass(frozen=True)
+class FoundRun:
+    """A run of the tracking store: its name, tags, scores, and how it ended."""
+
+    run_id: str
+    name: str
+    status: str
+    tags: dict[str, str]
+    metrics: dict[str, float]
+
+
+@contextmanager
+def training_run(
+    config: Config,
+    *,
+    name: str,
+    tags: Mapping[str, str] | None = None,
+    parent: Run | None = None,
+    resume: str | None = None,
+) -> Iterator[Run]:
+    """Open a run that says how to repeat it; closed as failed when the body raises.
+
+    Parameters
+    ----------
+    config
+        Logged whole; says where the run is tracked.
+    name, tags
+        Of the run.
+    parent
+        An open run that this one is a part of: the MLflow UI shows it nested.
+    resume
+        The id of a run that is taken up again instead of a new one.
+    """
+    experiment = use_tracking(tracking_uri(config), experiment=config.tracking.experiment)
+    with mlflow.start_run(
+        run_id=resume,
+        experiment_id=experiment,
+        run_name=name,
+        nested=parent is not None,
+        parent_run_id=None if parent is None else parent.run_id,
+    ) as active:
+        run = Run(active.info.run_id)
+        run.set_tags({**_provenance(), **(tags or {})})
+        values = config.model_dump(mode="json")
+        run.log_text(yaml.safe_dump(values, sort_keys=False), "config.yaml")
+        run.log_text(_environment(), "environment.txt")
+        run.log_params(_flat(values))
+        yield run
+
+
+def reopened_run(run_id: str) -> Run:
+    """A finished run of the current tracking store, to add scores to."""
+    return Run(run_id)
+
+
+def run_name(run_id: str) -> str:
+    """The name of a run of the current tracking store."""
+    return mlflow.MlflowClient().get_run(run_id).info.run_name or run_id
+
+
+def find_runs(
+    config: Config, *, name: str | None = None, tags: Mapping[str, str] | None = None
+) -> list[FoundRun]:
+    """Runs of the configured experiment, the newest first.
+
+    Parameters
+    ----------
+    config
+        ``tracking`` says where.
+    name
+        Only runs of this name.
+    tags
+        Only runs with all of these tags, e.g. ``{"table": "rivals", "row": "gru"}``.
+    """
+    experiment = use_tracking(tracking_uri(config), experiment=config.tracking.experiment)
+    wanted = dict(tags or {}) | ({} if name is None else {"mlflow.runName": name})
+    found: list[FoundRun] = []
+    page = None
+    while True:
+        runs = mlflow.MlflowClient().search_runs(
+            [experiment],
+            filter_string=" and ".join(
+                f"tags.`{key}` = '{_quoted(value)}'" for key, value in wanted.items()
+            ),
+            order_by=["attributes.start_time DESC"],
+            page_token=page,
+        )
+        found += [
+            FoundRun(
+                run_id=run.info.run_id,
+                name=run.info.run_name or run.info.run_id,
+                status=run.info.status,
+                tags=dict(run.data.tags),
+                metrics=dict(run.data.metrics),
+            )
+            for run in runs
+        ]
+        page = runs.token
+        if not page:
+            return found
+
+
+def _quoted(value: str) -> str:
+    if "'" in value:
+        raise InputError("tags", "a tag to search for must hold no quote", found=value)
+    return value
+
+
+def log_dataset(*, store: str, digest: str, times: pd.DatetimeIndex, labels: np.ndarray) -> None:
+    """Log the map store as the dataset of the open run: its digest, and the labels trained on."""
+    frame = pd.DataFrame({"time": times.astype(str), "medicane": labels.astype(float)})
+    with warnings.catch_warnings():
+        # Two of MLflow's own classes claim a local folder; it takes the first of the two equals.
+        warnings.filterwarnings("ignore", message="The specified dataset source can be interpreted")
+        dataset = mlflow.data.from_pandas(  # type: ignore[attr-defined]
+            frame, source=store, name="maps", targets="medicane", digest=digest[:36]
+        )
+    mlflow.log_input(dataset, context="training")
+
+
+def run_page(run_id: str, *, uri: str) -> str | None:
+    """The address of a run in the MLflow UI; none where tracking is a local database."""
+    if not uri.startswith("http"):
+        return None
+    found = mlflow.MlflowClient(tracking_uri=uri).get_run(run_id)
+    return f"{uri.rstrip('/')}/#/experiments/{found.info.experiment_id}/runs/{run_id}"
+
+
+def point_at(uri: str) -> None:
+    """Point MLflow at a tracking store, for this process alone.
+
+    MLflow would write the URI into the environment too, where `tracking_uri` of the next
+    configuration would take it for the user's wish.
+    """
+    wished = os.environ.get("MLFLOW_TRACKING_URI")
+    mlflow.set_tracking_uri(uri)
+    if wished is None:
+        os.environ.pop("MLFLOW_TRACKING_URI", None)
+    else:
+        os.environ["MLFLOW_TRACKING_URI"] = wished
+
+
+def _provenance() -> dict[str, str]:
+    tags = {
+        "software_version": __version__,
+        "python": platform.python_version(),
+        "machine": f"{platform.system()} {platform.machine()}, {os.cpu_count()} cores",
+    }
+    commit = git_commit()
+    if commit is not None:
+        tags["git_commit"] = commit
+        tags["mlflow.source.git.commit"] = commit.split("+")[0]
+    return tags
+
+
+def git_commit() -> str | None:
+    """The commit of the source tree, ``+changes`` if some are uncommitted; None outside git."""
+
+    def git(*words: str) -> str | None:
+        try:
+            answer = subprocess.run(
+                ["git", "-C", str(Path(__file__).parent), *words],
+                capture_output=True,
+                text=True,
+                check=True,
+                timeout=10,
+            )
+        except (OSError, subprocess.SubprocessError):
+            return None
+        return answer.stdout.strip()
+
+    commit = git("rev-parse", "HEAD")
+    if not commit:
+        return None
+    return commit + ("+changes" if git("status", "--porcelain", "--untracked-files=no") else "")
+
+
+def _environment() -> str:
+    packages = {d.metadata["Name"]: d.version for d in importlib.metadata.distributions()}
+    return (
+        "\n".join(f"{name}=={version}" for name, version in sorted(packages.items()) if name) + "\n"
+    )
+
+
+def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for key, value in values.items():
+        if isinstance(value, Mapping) and value:
+            flat.update(_flat(value, f"{prefix}{key}."))
+        else:
+            flat[f"{prefix}{key}"] = json.dumps(value) if isinstance(value, (list, dict)) else value
+    return flat
+
+
+def first_line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
