@@ -241,6 +241,8 @@ class Train(Section):
     def _fits_together(self) -> Self:
         if self.hard_negative_share is not None and self.negatives_per_positive is None:
             raise ValueError("hard_negative_share needs negatives_per_positive; found none")
+        if self.curriculum == "unroll" and self.variable_length:
+            raise ValueError("curriculum unroll needs windows; found variable_length: true")
         return self
 
 

@@ -16,6 +16,7 @@ from medicane.config import Config, make_config
 from medicane.errors import InputError
 from medicane.predict import predict
 from medicane.train import train_detector
+from tests.conftest import ROOT
 
 CHANNELS = ("msl_local", "u10")
 
@@ -223,7 +224,6 @@ class TestRefusals:
 
 def test_keras_backend_is_not_imported_by_the_package() -> None:
     """TensorFlow stays behind Keras: no room names it."""
-    folder = Path(detector.__file__).parent
-    for source in sorted(folder.glob("*.py")):
+    for source in sorted((ROOT / "medicane").rglob("*.py")):
         assert "import tensorflow" not in source.read_text(encoding="utf-8"), source.name
     assert keras.backend.backend() in {"tensorflow", "jax", "torch"}
