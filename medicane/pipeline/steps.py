@@ -94,7 +94,7 @@ def train(
             run.log_metrics(scores, step=epoch)
             logged.add(epoch)
             if progress is not None:
-                progress(epoch, config.train.epochs)
+                progress(epoch, config.train.epochs * config.train.ensemble)
 
         trained = train_detector(config, store, checkpoint=checkpoint, on_epoch=follow)
         # A training that was resumed has epochs of an earlier, broken run: this one tells them all.
@@ -116,6 +116,8 @@ def train(
                 "threshold": trained.threshold,
                 "temperature": trained.temperature,
                 "training_seconds": trained.seconds,
+                "training_core_minutes": trained.core_minutes,
+                "n_parameters": trained.n_parameters,
                 **{f"n_maps_{name}": int(mask.sum()) for name, mask in trained.splits.items()},
             }
         )
