@@ -21,7 +21,7 @@ from scipy.special import expit
 
 from medicane import __version__, names
 from medicane.errors import InputError
-from medicane.predict import Mode
+from medicane.predict import RECONSTRUCTION_ERROR, Mode
 from medicane.sequences import contiguous_periods
 from medicane.store.commits import sole_writer
 
@@ -37,7 +37,8 @@ def continued(
     Parameters
     ----------
     before
-        ``logit``, ``probability``, ``n_sequences`` of the maps so far, (time).
+        ``logit``, ``probability``, ``n_sequences`` and, if the model makes it,
+        ``reconstruction_error`` of the maps so far, (time).
     predicted
         From `predict`, for the last maps of `before` (up to ``length - 1`` of them, see `history`)
         followed by the new ones.
@@ -47,12 +48,14 @@ def continued(
     Returns
     -------
     xr.Dataset
-        The three variables for all maps. What was labelled stays, with two exceptions: maps that
+        The same variables for all maps. What was labelled stays, with two exceptions: maps that
         were too few for a sequence get their label when the sequence is full, and in fused mode the
         last ``length - 1`` maps get the votes of the windows that have become possible.
     """
     known = int((predicted[names.TIME] <= before[names.TIME][-1]).sum())
-    parts = ("probability", "logit", "n_sequences")
+    parts = ["probability", "logit", "n_sequences"]
+    if RECONSTRUCTION_ERROR in predicted and RECONSTRUCTION_ERROR in before:
+        parts.append(RECONSTRUCTION_ERROR)
     joined = {n: np.concatenate([before[n].values, predicted[n].values[known:]]) for n in parts}
     if known:
         first = before.sizes[names.TIME] - known
@@ -70,8 +73,15 @@ def continued(
         joined["logit"][at] = logit[changed]
         joined["n_sequences"][at] = count[changed]
         joined["probability"][at] = expit(logit[changed])
+        if RECONSTRUCTION_ERROR in joined:  # of maps that waited for their sequence
+            waited = (was == 0) & (now > 0)
+            joined[RECONSTRUCTION_ERROR][first:][waited] = predicted[RECONSTRUCTION_ERROR].values[
+                :known
+            ][waited]
     times = np.concatenate([before[names.TIME].values, predicted[names.TIME].values[known:]])
-    return xr.Dataset({n: (names.TIME, v) for n, v in joined.items()}, {names.TIME: times})
+    return xr.Dataset(
+        {n: (names.TIME, v, predicted[n].attrs) for n, v in joined.items()}, {names.TIME: times}
+    )
 
 
 def label_maps(
@@ -97,7 +107,8 @@ def label_maps(
     Returns
     -------
     xr.Dataset
-        As in the contract, with CF attributes; -1 in ``medicane`` where there is no probability.
+        `predicted` and ``medicane(time)``, with CF attributes; -1 in ``medicane`` where there is no
+        probability.
     """
     probability = predicted["probability"]
     labelled = xr.where(

@@ -2,7 +2,8 @@
 
 The naive form encodes every map once for each window it stands in (12 times at stride 1). Here the
 encoder sees each map once and the head runs over windows of its features: the same numbers, since
-nothing in the encoder depends on a map's neighbours at inference.
+nothing in the encoder depends on a map's neighbours at inference. (Encoders over time do depend on
+the maps before: see `_Network`; the numbers are those of the naive form there too.)
 
 * **causal**: the label of map *t* uses maps up to *t* only: the last output of the window that ends
   at *t*. The first maps of a period have a shorter history, as they would in real time.
@@ -32,6 +33,9 @@ if TYPE_CHECKING:
 LOG = logging.getLogger(__name__)
 
 Mode = Literal["causal", "fused"]
+
+#: The variable that says how unlike the maps of the training a map is, where the model knows.
+RECONSTRUCTION_ERROR = "reconstruction_error"
 
 #: Maps held at once. 96 maps of the Mediterranean at 0.25 degrees with 6 channels are 39 MB.
 BLOCK = 96
@@ -72,7 +76,9 @@ def predict(
     -------
     xr.Dataset
         ``logit(time)`` and ``probability(time)`` float32, ``n_sequences(time)`` int16: the windows
-        behind each value, 0 (and NaN values) where a period is too short.
+        behind each value, 0 (and NaN values) where a period is too short. Where the model was built
+        with ``out_of_domain``, ``reconstruction_error(time)`` float32 as well; its attribute
+        ``training_percentile_99`` says what 99 % of the training maps stay below.
 
     Raises
     ------
@@ -101,7 +107,8 @@ def predict(
         )
     total = np.zeros(len(times))
     count = np.zeros(len(times), dtype=np.int16)
-    encoder, head = detector.encoder_of(model), detector.head_of(model)
+    error = np.full(len(times), np.nan, dtype=np.float32)
+    network = _Network(model, length=length, mode=mode)
     done = 0
     for period in periods:
         if period.stop - period.start < least:
@@ -114,8 +121,7 @@ def predict(
             )
             done += period.stop - period.start
             continue
-        features = np.empty((0, encoder.output_shape[-1]), dtype=np.float32)
-        first = period.start  # the map that features[0] belongs to
+        network.begin()
         for start, images in _blocks(maps, period, block):
             check_whole(
                 images.transpose(0, 3, 1, 2),
@@ -123,19 +129,18 @@ def predict(
                 [f"channel {name}" for name in maps[names.CHANNEL].values],
                 where=where,
             )
-            new = _apply(encoder, images, batch=32)
-            features = np.concatenate([features, new])
-            _vote(head, features, first, start, period, length, mode, total, count)
-            kept = min(length - 1, len(features))
-            first += len(features) - kept
-            features = features[len(features) - kept :]
+            new = slice(start, start + len(images))
+            network.read(images)
+            if network.knows_its_domain:
+                error[new] = network.errors()
+            _vote(network, new, period, total, count)
             done += len(images)
             if progress is not None:
                 progress(done, len(times))
     with np.errstate(invalid="ignore"):
         logit = np.where(count > 0, total / np.maximum(count, 1), np.nan)
     coords = {names.TIME: maps[names.TIME]}
-    return xr.Dataset(
+    labelled = xr.Dataset(
         {
             "probability": (names.TIME, expit(logit).astype(np.float32)),
             "logit": (names.TIME, logit.astype(np.float32)),
@@ -143,6 +148,93 @@ def predict(
         },
         coords=coords,
     )
+    if network.knows_its_domain:
+        told = {
+            "long_name": "error with which the autoencoder brings back the features of the map",
+            "units": "1",
+            "training_percentile_99": float(facts["out_of_domain"]["percentile_99"]),
+        }
+        labelled[RECONSTRUCTION_ERROR] = (names.TIME, error, told)
+    return labelled
+
+
+class _Network:
+    """A detector at work on one period: each map read once, windows made of what is kept.
+
+    For an encoder of maps, features are kept. An encoder over time gives a map the same features in
+    every window, except for the first ``reach - 1`` maps of a window: these see zeros where the
+    series has maps. In causal mode the last of a window counts, and no window is shorter than the
+    reach: features are made once, each block behind the ``reach - 1`` maps before it. In fused mode
+    all of a window count: the maps themselves are kept, and each window is encoded anew.
+    """
+
+    def __init__(self, model: keras.Model, *, length: int, mode: Mode) -> None:
+        self._model, self.length, self.mode = model, length, mode
+        self._encoder, self._head = detector.encoder_of(model), detector.head_of(model)
+        self._reach = detector.temporal_reach(model)
+        self._over_time = len(self._encoder.input_shape) == 5
+        self._keeps_maps = self._over_time and mode == "fused"
+        self._looks_ahead = detector.looks_ahead(model)
+        self.knows_its_domain = detector.knows_its_domain(model)
+        self.begin()
+
+    def begin(self) -> None:
+        """A new period: nothing came before it."""
+        nothing = np.zeros(0, dtype=np.float32)
+        self._before: np.ndarray = nothing  # the last maps, as far back as the encoder sees
+        self._kept: np.ndarray = nothing  # the last ``length - 1`` maps and the new ones
+        self._features: np.ndarray = nothing  # of the new maps
+
+    def read(self, images: np.ndarray) -> None:
+        """Take in the next maps of the period, (n, H, W, C)."""
+        if not self._keeps_maps or self.knows_its_domain:
+            self._features = self._encoded(images)
+        new = images if self._keeps_maps else self._features
+        self._kept = _joined(_last(self._kept, self.length - 1), new)
+
+    def errors(self) -> np.ndarray:
+        """Reconstruction error of the new maps, (n,)."""
+        return detector.reconstruction_error(self._model, self._features)
+
+    @property
+    def held(self) -> int:
+        """Maps that windows can be made of: the new ones and up to ``length - 1`` before them."""
+        return len(self._kept)
+
+    def opening(self, n: int) -> np.ndarray:
+        """Logits of the first `n` maps held, with the history they have: (n,)."""
+        if self._looks_ahead and self.mode == "causal":
+            # Each of them ends a window of its own; one pass would show it the maps after it.
+            ends = [self._logits(self._kept[None, : i + 1], batch=1)[0, -1] for i in range(n)]
+            return np.array(ends)
+        return self._logits(self._kept[None, :n], batch=1)[0]
+
+    def windows(self, first: np.ndarray) -> np.ndarray:
+        """Logits of the windows of ``length`` maps that start at `first` of those held."""
+        views = np.lib.stride_tricks.sliding_window_view(self._kept, self.length, axis=0)
+        chosen = np.moveaxis(views, -1, 1)[first[0] : first[-1] + 1]
+        return self._logits(chosen, batch=8 if self._keeps_maps else 64)
+
+    def _encoded(self, images: np.ndarray) -> np.ndarray:
+        if not self._over_time:
+            return _apply(self._encoder, images, batch=32)
+        series = _joined(self._before, images)
+        self._before = _last(series, self._reach - 1)
+        features = np.asarray(self._encoder.predict_on_batch(series[None]))[0]
+        return features[len(series) - len(images) :]
+
+    def _logits(self, windows: np.ndarray, *, batch: int) -> np.ndarray:
+        if self._keeps_maps:
+            windows = _apply(self._encoder, windows, batch=batch)
+        return _apply(self._head, windows, batch=batch)[:, :, 0]
+
+
+def _joined(before: np.ndarray, new: np.ndarray) -> np.ndarray:
+    return np.concatenate([before, new]) if len(before) else new
+
+
+def _last(values: np.ndarray, n: int) -> np.ndarray:
+    return values[max(len(values) - n, 0) :]
 
 
 def _blocks(maps: xr.DataArray, period: slice, block: int) -> Iterator[tuple[int, np.ndarray]]:
@@ -163,39 +255,24 @@ def _apply(network: Any, values: np.ndarray, *, batch: int) -> np.ndarray:
 
 
 def _vote(
-    head: Any,
-    features: np.ndarray,
-    first: int,
-    start: int,
-    period: slice,
-    length: int,
-    mode: Mode,
-    total: np.ndarray,
-    count: np.ndarray,
+    network: _Network, new: slice, period: slice, total: np.ndarray, count: np.ndarray
 ) -> None:
-    """Add the logits of all windows that end in the new maps ``start …`` to `total` and `count`."""
-    stop = first + len(features)
-    if start == period.start:
-        # The opening of a period: every map has the history since its start, one pass gives it.
-        opening = features[: min(length, len(features))]
-        logits = np.asarray(head.predict_on_batch(opening[None]))[0, :, 0]
-        total[first : first + len(opening)] += logits
-        count[first : first + len(opening)] += 1
-    elif first == period.start and start - first < length:
-        # The previous block was shorter than one window: its opening goes on here.
-        opening = features[: min(length, len(features))]
-        logits = np.asarray(head.predict_on_batch(opening[None]))[0, :, 0]
-        already = start - first
-        total[start : first + len(opening)] += logits[already:]
-        count[start : first + len(opening)] += 1
+    """Add the logits of all windows that end in the `new` maps to `total` and `count`."""
+    length = network.length
+    first = new.stop - network.held  # the map that the first one held is
+    if new.start - period.start < length:
+        if new.stop - period.start < length and new.stop < period.stop:
+            return  # the opening goes on in the next block
+        # The opening of a period: every map has the history since its start.
+        n = min(length, network.held)
+        total[first : first + n] += network.opening(n)
+        count[first : first + n] += 1
     # Windows that end at the maps from here on, the opening window apart.
-    ends = np.arange(max(start, period.start + length), stop)
+    ends = np.arange(max(new.start, period.start + length), new.stop)
     if len(ends) == 0:
         return
-    views = np.lib.stride_tricks.sliding_window_view(features, length, axis=0)
-    chosen = views[ends - first - (length - 1)].transpose(0, 2, 1)
-    logits = _apply(head, np.ascontiguousarray(chosen), batch=64)[:, :, 0]
-    if mode == "causal":
+    logits = network.windows(ends - first - (length - 1))
+    if network.mode == "causal":
         total[ends] += logits[:, -1]
         count[ends] += 1
     else:
