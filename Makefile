@@ -15,13 +15,20 @@ export MLFLOW_DISABLE_TELEMETRY := true
 export TF_CPP_MIN_LOG_LEVEL ?= 2
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-slow check format lock bench clean
+.PHONY: help demo skill test test-slow check format lock bench clean
 
 help:  ## list what can be made
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 12
 
 demo: $(READY)  ## idealised sea -> prepare -> train -> evaluate -> detect, with a report (OUT=demo SEED=0)
 	@$(BIN)/python -m flows.demo --out $(OUT) --seed $(SEED)
+
+skill: $(READY)  ## the benchmark, hours the first time, resumable (OUT=skill; SMALL=1: a tiny one)
+ifdef SMALL
+	@$(BIN)/python -m medicane skill --study config/skill_small.yaml --out $(or $(filter-out demo,$(OUT)),skill_small)
+else
+	@$(BIN)/python -m medicane skill --out $(or $(filter-out demo,$(OUT)),skill) --page docs/skill.md
+endif
 
 # A file stays on one worker: its servers and trained projects are made once.
 test: $(READY)  ## the tests, without the slow ones

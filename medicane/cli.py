@@ -235,13 +235,9 @@ def detect(
     if not inputs:
         raise InputError("INPUT", "at least one file, glob or store must be given", found="none")
     _start_keras()
-    from medicane import experiments, pipeline
+    from medicane import pipeline
 
-    tracking = (
-        tracking_uri
-        or os.environ.get("MLFLOW_TRACKING_URI")
-        or experiments.default_tracking_uri(Path())
-    )
+    tracking = _tracking(None, tracking_uri)
     with _bar("detect") as progress:
         done = pipeline.detect(
             inputs,
@@ -256,6 +252,121 @@ def detect(
             progress=progress,
         )
     _say(_account(done))
+
+
+@app.command
+def compare(
+    *runs: str,
+    split: Literal["train", "validation", "test", "cross_validation"] = "test",
+    config: Annotated[Path | None, Parameter(name="--config")] = None,
+    tracking_uri: str | None = None,
+    out: Path | None = None,
+) -> None:
+    """Compare evaluated runs on the same maps: paired differences to the first, with intervals.
+
+    Example: medicane compare models:/medicane@champion models:/medicane@challenger --out table.json
+
+    Parameters
+    ----------
+    runs
+        Two or more: the id of an MLflow run, runs:/…, a registered model, or a folder that
+        `medicane evaluate` wrote. The first is the reference.
+    split
+        The split that was evaluated.
+    config
+        A configuration, for where the runs are tracked.
+    tracking_uri
+        Where the runs are tracked; by default MLFLOW_TRACKING_URI, else mlflow.db here.
+    out
+        A JSON file for all scores and differences.
+    """
+    from medicane import pipeline
+
+    done = pipeline.compare(runs, split=split, tracking=_tracking(config, tracking_uri), out=out)
+    _say(done.table + (f"\n\nwritten    {done.out}" if done.out else ""))
+
+
+@app.command
+def promote(*, config: ConfigFile, model: str | None = None) -> None:
+    """Make the challenger champion where it is better on the test maps beyond chance.
+
+    The first model becomes champion as it is. The decision and its reason are kept with the run.
+
+    Example: medicane promote --config config/era5.yaml
+
+    Parameters
+    ----------
+    config
+        The configuration, a YAML file; its section `promotion` says what is better.
+    model
+        A registered model; by default the challenger.
+    """
+    from medicane import pipeline
+    from medicane.config import load_config
+
+    settings = load_config(config)
+    _start_keras()
+    done = pipeline.promote(settings, model=model)
+    _say(
+        f"{done.text}\n"
+        f"{done.decision:10} {done.challenger}: {done.reason}\n"
+        f"decision   promotion/decision.json of run {done.run_id}"
+    )
+
+
+@app.command
+def rollback(
+    *,
+    config: Annotated[Path | None, Parameter(name="--config")] = None,
+    tracking_uri: str | None = None,
+) -> None:
+    """Give the alias champion back to the champion before.
+
+    Example: medicane rollback --config config/era5.yaml
+
+    Parameters
+    ----------
+    config
+        A configuration, for where the models are registered.
+    tracking_uri
+        Where the models are registered; by default MLFLOW_TRACKING_URI, else mlflow.db here.
+    """
+    from medicane import pipeline
+
+    done = pipeline.rollback(tracking=_tracking(config, tracking_uri))
+    _say(f"champion   {done.champion} again, instead of {done.rolled_back}")
+
+
+@app.command
+def skill(
+    *,
+    study: Path = Path("config/skill.yaml"),
+    out: Path = Path("skill"),
+    page: Path | None = None,
+    row: tuple[str, ...] = (),
+) -> None:
+    """Answer whether the detector is worth using: rivals, ideas and other seas on one page.
+
+    Example: medicane skill --row single_map --row tcn
+
+    Parameters
+    ----------
+    study
+        What is measured: a recipe, further seas, a row for each rival and idea.
+    out
+        Folder of the study; what it holds is not made again.
+    page
+        The Markdown page; by default skill.md in the folder.
+    row
+        Train these rows only; the page tells all that are trained.
+    """
+    _start_keras()
+    from medicane import pipeline
+
+    written = pipeline.skill(
+        study, out, page=page, only=list(row) or None, announce=lambda name: _say(f"· {name}")
+    )
+    _say(f"page       {written}")
 
 
 @app.command
@@ -388,6 +499,19 @@ def _hushed() -> Iterator[None]:
         finally:
             os.dup2(shown, 2)
             os.close(shown)
+
+
+def _tracking(config: Path | None, uri: str | None) -> str:
+    """Where runs are tracked: as said, as configured, as the environment says, or here."""
+    from medicane import experiments
+    from medicane.config import load_config
+
+    if uri is not None and config is not None:
+        raise InputError("--tracking-uri", "must not be given with --config", found=uri)
+    if config is not None:
+        return experiments.tracking_uri(load_config(config))
+    here = experiments.default_tracking_uri(Path())
+    return uri or os.environ.get("MLFLOW_TRACKING_URI") or here
 
 
 def _start_keras() -> None:

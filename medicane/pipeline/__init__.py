@@ -6,28 +6,50 @@ and the small summaries below, never datasets.
 
 from __future__ import annotations
 
+from medicane.pipeline.comparison import compare
 from medicane.pipeline.demonstration import RECIPES, Demonstrated, Steps, demo
 from medicane.pipeline.detection import detect, probability_strip
 from medicane.pipeline.evaluation import MODEL_NAME, evaluate
+from medicane.pipeline.promotion import promote, rollback
+from medicane.pipeline.skill import skill
 from medicane.pipeline.steps import prepare, synthesise, tracking_uri, train
-from medicane.pipeline.summaries import Detected, Evaluated, Prepared, Progress, Summary, Trained
+from medicane.pipeline.summaries import (
+    Compared,
+    CrossValidated,
+    Decided,
+    Detected,
+    Evaluated,
+    Prepared,
+    Progress,
+    RolledBack,
+    Summary,
+    Trained,
+)
 
 __all__ = [
     "MODEL_NAME",
     "RECIPES",
+    "Compared",
+    "CrossValidated",
+    "Decided",
     "Demonstrated",
     "Detected",
     "Evaluated",
     "Prepared",
     "Progress",
+    "RolledBack",
     "Steps",
     "Summary",
     "Trained",
+    "compare",
     "demo",
     "detect",
     "evaluate",
     "prepare",
     "probability_strip",
+    "promote",
+    "rollback",
+    "skill",
     "synthesise",
     "tracking_uri",
     "train",

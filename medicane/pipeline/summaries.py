@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict
 
@@ -70,3 +71,43 @@ class Detected(Summary):
     n_unlabelled: int = 0
     n_events: int
     model_uri: str
+
+
+class Compared(Summary):
+    """Runs side by side after `compare`: ``comparison`` is the content of the JSON file."""
+
+    reference: str
+    names: tuple[str, ...]
+    comparison: dict[str, Any]
+    table: str
+    out: str | None
+
+
+class Decided(Summary):
+    """Whether a challenger became champion, and why."""
+
+    decision: Literal["promoted", "kept"]
+    reason: str
+    challenger: str
+    champion: str | None
+    run_id: str
+    tracking_uri: str
+    text: str
+
+
+class RolledBack(Summary):
+    """The champion after `rollback`, and the one before it."""
+
+    champion: str
+    rolled_back: str
+
+
+class CrossValidated(Summary):
+    """The pooled scores of all folds after `cross_validate`."""
+
+    run_id: str
+    folder: str
+    scores: str
+    folds: tuple[str, ...]
+    n_trained: int
+    table: str

@@ -342,6 +342,37 @@ def score_intervals(
     return fig
 
 
+def score_forest(
+    models: Mapping[str, Mapping[str, Any]], *, scores: Sequence[tuple[str, str]]
+) -> Figure:
+    """Values and 95 % intervals of many forecasts, one line each, one panel a score.
+
+    Parameters
+    ----------
+    models
+        Name → entry of ``scores.json``, in the order from the top.
+    scores
+        (key, label), from the left.
+    """
+    fig = new_figure(11.0, 0.9 + 0.27 * len(models))
+    panels = fig.subplots(1, len(scores), sharey=True, squeeze=False)[0]
+    for ax, (key, label) in zip(panels, scores, strict=True):
+        for row, entry in enumerate(models.values()):
+            value, low, high = (entry[key].get(part) for part in ("value", "low", "high"))
+            if value is None:
+                continue
+            if low is not None and high is not None:
+                ax.plot([low, high], [row, row], color=COLOURS[0], lw=3, alpha=0.35)
+            ax.plot(value, row, "o", color=COLOURS[0], ms=5.5, mec="white", mew=0.8)
+        ax.set(title=label, xlim=(-0.03, 1.03), ylim=(len(models) - 0.5, -0.5))
+        ax.grid(axis="x", color=FAINT, lw=0.7)
+        ax.tick_params(axis="y", length=0)
+    panels[0].set_yticks(range(len(models)), list(models))
+    for text in panels[0].get_yticklabels():
+        text.set_parse_math(False)
+    return fig
+
+
 def training_curves(history: pd.DataFrame) -> Figure:
     """Loss and scores of every epoch; the epoch that was kept is the best on validation.
 
