@@ -25,7 +25,20 @@ from tests.commands import Answer, Medicane, process, tree, untouched
 from tests.conftest import ROOT
 from tests.small_project import SmallProject, write_config
 
-COMMANDS = ("catalogue", "demo", "detect", "evaluate", "prepare", "synth", "train")
+COMMANDS = (
+    "catalogue",
+    "compare",
+    "cross-validate",
+    "demo",
+    "detect",
+    "evaluate",
+    "prepare",
+    "promote",
+    "rollback",
+    "skill",
+    "synth",
+    "train",
+)
 
 
 @pytest.fixture
