@@ -156,17 +156,25 @@ def test_variable_lengths_in_shuffled_order_are_trained_on(with_lows: xr.Dataset
     assert trained.n_parameters == sum(w.size for w in trained.model.get_weights())
 
 
+def test_a_training_that_diverges_ends_and_is_told(store: xr.Dataset) -> None:  # noqa: F811
+    config = tiny(train={"learning_rate": 1e30, "clipnorm": None, "curriculum": "unroll"})
+    with pytest.raises(ArithmeticError, match="diverged in its first epoch"):
+        train_detector(config, store)
+
+
 class TestBatchesOfTheTrainingSplit:
     """What the configuration makes of the batches; nothing is trained."""
 
     def test_windows_and_runs_show_as_many_maps(self, store: xr.Dataset) -> None:  # noqa: F811
         mask = np.arange(400) < 240
         shown = {}
-        for variable in (False, True):
-            config = tiny(train={"variable_length": variable}, sequences={"stride": 1})
-            data = training_batches(config, store, mask)
-            shown[variable] = sum((p.shown > 0).sum() for p in data._plan.parts(0))
-        assert shown[True] == pytest.approx(shown[False], rel=0.06)
+        for ratio in (None, 0.5):
+            for variable in (False, True):
+                train = {"variable_length": variable, "negatives_per_positive": ratio}
+                config = tiny(train=train, sequences={"stride": 1})
+                data = training_batches(config, store, mask)
+                shown[variable] = sum((p.shown > 0).sum() for p in data._plan.parts(0))
+            assert shown[True] == pytest.approx(shown[False], rel=0.1)
         lengths = {p.rows.shape[1] for p in data._plan.parts(0)}
         assert max(lengths) > 20
         assert max(lengths) <= 31

@@ -71,8 +71,9 @@ class RandomRuns:
         Maps in a window of the usual kind. A batch holds about ``batch_size`` times as many maps,
         and no sequence more than three times as many.
     maps_per_epoch
-        Maps shown in an epoch before sampling, reached by cutting all runs several times over; by
-        default once. Windows of stride 1 show each map `length` times, so this makes epochs equal.
+        Maps shown in an epoch after sampling, about, reached by cutting all runs several times
+        over; by default they are cut once. Windows of stride 1 show each map `length` times: this
+        makes epochs equal.
     shortest
         Least number of maps of a sequence.
 
@@ -103,11 +104,9 @@ class RandomRuns:
         """Most maps of a sequence."""
         return 3 * self.length
 
-    def cut(self, rng: np.random.Generator) -> list[Indices]:
-        """All runs, as many times over as `maps_per_epoch` asks, cut at random."""
+    def cut(self, rng: np.random.Generator, *, passes: int = 1) -> list[Indices]:
+        """All runs, so many times over, cut at random."""
         usable = [run for run in self.runs if len(run) >= self.shortest]
-        held = sum(len(run) for run in usable)
-        passes = max(1, round((self.maps_per_epoch or held) / held))
         return [
             piece
             for _ in range(passes)
@@ -188,14 +187,21 @@ class RunPlan:
 
     def __init__(self, runs: RandomRuns, series: Series, sampling: Sampling) -> None:
         self._runs, self._series, self._sampling = runs, series, sampling
-        looked_at = [self._drawn(epoch) for epoch in range(LOOKED_AT)]
-        offsets = [offset for _, _, offset in looked_at]
-        self.prior_offset = float(np.mean(offsets))
-        self.n_sequences = round(float(np.mean([len(pieces) for pieces, _, _ in looked_at])))
-        maps = np.mean([sum(map(len, pieces)) for pieces, _, _ in looked_at])
+        self._passes = 1
+        maps = self._look()
+        if runs.maps_per_epoch is not None:
+            self._passes = max(1, round(runs.maps_per_epoch / maps))
+            maps = self._look()
         # With a batch no smaller than the longest sequence, none of them is ever empty.
         self._room = max(sampling.batch_size * runs.length, runs.longest)
         self.num_batches = max(1, int(maps // self._room))
+
+    def _look(self) -> float:
+        """Maps in an epoch, on average of some; notes its sequences and the prior offset too."""
+        looked_at = [self._drawn(epoch) for epoch in range(LOOKED_AT)]
+        self.prior_offset = float(np.mean([offset for _, _, offset in looked_at]))
+        self.n_sequences = round(float(np.mean([len(pieces) for pieces, _, _ in looked_at])))
+        return float(np.mean([sum(map(len, pieces)) for pieces, _, _ in looked_at]))
 
     @property
     def used(self) -> Indices:
@@ -206,7 +212,7 @@ class RunPlan:
     def _drawn(self, epoch: int) -> tuple[list[Indices], NDArray[np.float32], float]:
         """Sequences of an epoch in their order, the importance of each, and the prior offset."""
         rng = np.random.default_rng([self._sampling.seed, epoch])
-        pieces = self._runs.cut(rng)
+        pieces = self._runs.cut(rng, passes=self._passes)
         series = self._series
         rows = np.concatenate(pieces)
         starts = np.cumsum([0, *(len(piece) for piece in pieces[:-1])])

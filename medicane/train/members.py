@@ -94,15 +94,18 @@ def fit_member(
     while not progress.finished:
         if progress.unroll is not None:
             batches.piece_length = progress.unroll.length
-        batches.take_up(progress.done)
+        done = progress.done
+        batches.take_up(done)
         fitted.fit(
             batches,
             epochs=epochs,
-            initial_epoch=progress.done,
+            initial_epoch=done,
             callbacks=[keras.callbacks.TerminateOnNaN(), progress],
             verbose=0,
             shuffle=False,  # SequenceBatches shuffles, from the seed and the epoch
         )
+        if progress.done == done:
+            break  # diverged: not one epoch was added
     if progress.best_weights is None:
         raise ArithmeticError("training diverged in its first epoch: the loss is not finite")
     model.set_weights(progress.best_weights)
@@ -125,7 +128,7 @@ def training_batches(config: Config, store: xr.Dataset, mask: np.ndarray) -> Seq
     """
     train, times, length = config.train, store.indexes[names.TIME], config.sequences.length
     step = config.data.step_hours
-    windows: Any = split_windows(
+    windows = split_windows(
         times,
         mask,
         length=length,
@@ -133,13 +136,6 @@ def training_batches(config: Config, store: xr.Dataset, mask: np.ndarray) -> Seq
         step_hours=step,
         where="splits.train",
     )
-    if train.variable_length:
-        inside = np.flatnonzero(mask)
-        runs = contiguous_periods(times[inside], step_hours=step)
-        # As many maps an epoch as the windows would show: the rows of a comparison stay fair.
-        windows = RandomRuns(
-            tuple(inside[run] for run in runs), length=length, maps_per_epoch=windows.size
-        )
     hard = None
     if train.hard_negative_share is not None:
         if "low_msl" not in store:
@@ -150,19 +146,30 @@ def training_batches(config: Config, store: xr.Dataset, mask: np.ndarray) -> Seq
             )
         hard = store["low_msl"].values < config.label.msl_max_hpa  # NaN, no low, is not deep
     size = int(mask.sum()) * int(np.prod(store["maps"].shape[1:])) * 4
-    return SequenceBatches(
-        store["maps"],
-        windows,
-        labels=store["medicane"].values,
-        batch_size=train.batch_size,
-        seed=train.seed,
-        negatives_per_positive=train.negatives_per_positive,
-        hard=hard,
-        hard_share=train.hard_negative_share,
-        shuffled_order=train.shuffled_order,
-        previous_label=scheduled_sampling(train.epochs) if config.model.label_feedback else None,
-        cache=size <= CACHE_BYTES,
+    about: dict[str, Any] = {
+        "labels": store["medicane"].values,
+        "batch_size": train.batch_size,
+        "seed": train.seed,
+        "negatives_per_positive": train.negatives_per_positive,
+        "hard": hard,
+        "hard_share": train.hard_negative_share,
+        "shuffled_order": train.shuffled_order,
+        "previous_label": (
+            scheduled_sampling(train.epochs) if config.model.label_feedback else None
+        ),
+        "cache": size <= CACHE_BYTES,
+    }
+    batches = SequenceBatches(store["maps"], windows, **about)
+    if not train.variable_length:
+        return batches
+    inside = np.flatnonzero(mask)
+    runs = RandomRuns(
+        tuple(inside[run] for run in contiguous_periods(times[inside], step_hours=step)),
+        length=length,
+        # As many maps an epoch as of windows: the rows of a comparison stay fair.
+        maps_per_epoch=batches.n_windows * length,
     )
+    return SequenceBatches(store["maps"], runs, **about)
 
 
 def scheduled_sampling(epochs: int) -> Callable[[int], float]:
