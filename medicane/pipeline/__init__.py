@@ -11,7 +11,7 @@ from medicane.pipeline.demonstration import RECIPES, Demonstrated, Steps, demo
 from medicane.pipeline.detection import detect, probability_strip
 from medicane.pipeline.evaluation import MODEL_NAME, evaluate
 from medicane.pipeline.promotion import promote, rollback
-from medicane.pipeline.skill import skill
+from medicane.pipeline.study import skill
 from medicane.pipeline.steps import prepare, synthesise, tracking_uri, train
 from medicane.pipeline.summaries import (
     Compared,

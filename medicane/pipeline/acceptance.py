@@ -12,7 +12,7 @@ import xarray as xr
 from medicane import names
 
 if TYPE_CHECKING:
-    from medicane.pipeline.skill import Placed
+    from medicane.pipeline.study import Placed
 
 #: Half-width, in cells, of the pressure patch that the single-map classifier sees: 4 degrees.
 PATCH = 8
@@ -34,7 +34,7 @@ def acceptance(placed: Placed, results: Path) -> dict[str, dict[str, Any]]:
         For each property: ``asks`` (what a good sea shows), ``found`` (numbers), and ``holds``,
         None where a row that it needs is not trained.
     """
-    from medicane.pipeline.skill import BENCHMARK
+    from medicane.pipeline.study import BENCHMARK
 
     asked = {
         "mslp_alone": (
@@ -76,7 +76,7 @@ def _pressure_alone(placed: Placed, kept: Path | None) -> dict[str, Any]:
     from sklearn.pipeline import make_pipeline
     from sklearn.preprocessing import StandardScaler
 
-    from medicane.pipeline.skill import split_masks
+    from medicane.pipeline.study import split_masks
     from medicane.store import open_store
 
     config = placed.config()
@@ -122,7 +122,7 @@ def _patches(store: xr.Dataset, at: np.ndarray) -> np.ndarray:
 def _clean_oracle(placed: Placed, kept: Path | None) -> dict[str, Any]:
     """CSI of the rule on the truth file's noise-free phase space, over the whole benchmark sea."""
     from medicane.phase_space import hold, satisfies
-    from medicane.pipeline.skill import BENCHMARK
+    from medicane.pipeline.study import BENCHMARK
 
     config = placed.config()
     with xr.open_dataset(placed.folder / "seas" / BENCHMARK / "truth.nc") as file:

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from medicane import names
 from medicane.config import Config
 from medicane.errors import InputError
+from medicane.pipeline.cards import MODEL_CARD, card_text
 from medicane.pipeline.summaries import Evaluated
 
 if TYPE_CHECKING:
@@ -43,8 +44,8 @@ def evaluate(
     model
         A model URI or ``.keras`` file; by default the registered ``challenger``.
     out
-        Folder of ``scores.json``, ``report.html``, ``forecast.nc`` and ``figures/``; by default the
-        store's own folder.
+        Folder of ``scores.json``, ``report.html``, ``forecast.nc``, ``figures/`` and, of the test
+        split, ``model_card.md``; by default the store's own folder.
 
     Raises
     ------
@@ -113,6 +114,15 @@ def evaluate(
         for path in (out / "scores.json", page, out / "forecast.nc"):
             run.log_file(path, folder=f"evaluation/{split}")
         run.log_file(out / "figures", folder=f"evaluation/{split}/figures")
+    if split == "test":  # scores of another split are no promise
+        card = card_text(
+            config, store, network, masks, model=file.uri, run_id=file.run_id, scores=scores
+        )
+        (out / MODEL_CARD).write_text(card, encoding="utf-8")
+        if run is not None:
+            run.log_text(card, MODEL_CARD)
+            for version in experiments.versions_of(run.run_id):
+                experiments.describe_version(version, card)
     return Evaluated(
         scores=str(out / "scores.json"),
         report=str(page),

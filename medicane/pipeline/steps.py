@@ -3,16 +3,23 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
 
 from medicane import names
 from medicane.config import Config, Label, Sea
+from medicane.pipeline.cards import MODEL_CARD, card_text
 from medicane.pipeline.summaries import Prepared, Progress, Trained
+
+if TYPE_CHECKING:
+    import xarray as xr
+
+    from medicane.experiments import Run
+    from medicane.train import TrainedDetector
 
 
 def synthesise(
@@ -71,7 +78,7 @@ def train(
     InputError
         If there is no map store, its splits hold no medicane, or tracking does not answer.
     """
-    from medicane import experiments, report
+    from medicane import experiments
     from medicane.store import open_store
     from medicane.train import train_detector
 
@@ -97,38 +104,8 @@ def train(
                 progress(epoch, config.train.epochs * config.train.ensemble)
 
         trained = train_detector(config, store, checkpoint=checkpoint, on_epoch=follow)
-        # A training that was resumed has epochs of an earlier, broken run: this one tells them all.
-        for row in trained.history.to_dict("records"):
-            if row["epoch"] not in logged:
-                run.log_metrics({str(k): v for k, v in row.items()}, step=int(row["epoch"]))
+        best = log_training(run, config, store, trained, logged=logged)
         chosen = trained.splits["train"]
-        experiments.log_dataset(
-            store=str(config.data.store),
-            digest=digest,
-            times=pd.DatetimeIndex(store.indexes[names.TIME][chosen]),
-            labels=store["medicane"].values[chosen],
-        )
-        best = float(trained.history.set_index("epoch")["val_auc_pr"].max())
-        run.log_metrics(
-            {
-                "best_epoch": trained.best_epoch,
-                "best_val_auc_pr": best,
-                "threshold": trained.threshold,
-                "temperature": trained.temperature,
-                "training_seconds": trained.seconds,
-                "training_core_minutes": trained.core_minutes,
-                "n_parameters": trained.n_parameters,
-                **{f"n_maps_{name}": int(mask.sum()) for name, mask in trained.splits.items()},
-            }
-        )
-        run.log_text(config.label.model_dump_json(indent=2), "label_definition.json")
-        run.log_text(trained.history.to_csv(index=False), "training/history.csv")
-        run.log_text(
-            json.dumps(trained.statistics.to_dict(), indent=2), "training/channel_statistics.json"
-        )
-        with report.figure_folder() as folder:
-            report.training_curves(trained.history, folder / "training_curves.png")
-            run.log_file(folder, folder="figures")
         first = np.flatnonzero(chosen)[: config.sequences.length]
         example = (
             store["maps"]
@@ -145,6 +122,9 @@ def train(
                 "threshold": str(trained.threshold),
             },
         )
+        card = card_text(config, store, trained.model, trained.splits, model=registered)
+        run.log_text(card, MODEL_CARD)
+        experiments.describe_version(registered, card)
         uri = experiments.tracking_uri(config)
         return Trained(
             run_id=run.run_id,
@@ -158,3 +138,62 @@ def train(
             temperature=trained.temperature,
             seconds=trained.seconds,
         )
+
+
+def log_training(
+    run: Run,
+    config: Config,
+    store: xr.Dataset,
+    trained: TrainedDetector,
+    *,
+    logged: Collection[int] = (),
+) -> float:
+    """Log what a training gave: its history, dataset, statistics and curves.
+
+    Parameters
+    ----------
+    run
+        The open run.
+    logged
+        Epochs whose scores it has already.
+
+    Returns
+    -------
+    float
+        The best AUC-PR on validation.
+    """
+    from medicane import experiments, report
+
+    # A training that was resumed has epochs of an earlier, broken run: this one tells them all.
+    for row in trained.history.to_dict("records"):
+        if row["epoch"] not in logged:
+            run.log_metrics({str(k): v for k, v in row.items()}, step=int(row["epoch"]))
+    chosen = trained.splits["train"]
+    experiments.log_dataset(
+        store=str(config.data.store),
+        digest=str(store.attrs["content_digest"]),
+        times=pd.DatetimeIndex(store.indexes[names.TIME][chosen]),
+        labels=store["medicane"].values[chosen],
+    )
+    best = float(trained.history.set_index("epoch")["val_auc_pr"].max())
+    run.log_metrics(
+        {
+            "best_epoch": trained.best_epoch,
+            "best_val_auc_pr": best,
+            "threshold": trained.threshold,
+            "temperature": trained.temperature,
+            "training_seconds": trained.seconds,
+            "training_core_minutes": trained.core_minutes,
+            "n_parameters": trained.n_parameters,
+            **{f"n_maps_{name}": int(mask.sum()) for name, mask in trained.splits.items()},
+        }
+    )
+    run.log_text(config.label.model_dump_json(indent=2), "label_definition.json")
+    run.log_text(trained.history.to_csv(index=False), "training/history.csv")
+    run.log_text(
+        json.dumps(trained.statistics.to_dict(), indent=2), "training/channel_statistics.json"
+    )
+    with report.figure_folder() as folder:
+        report.training_curves(trained.history, folder / "training_curves.png")
+        run.log_file(folder, folder="figures")
+    return best

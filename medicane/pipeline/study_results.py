@@ -15,7 +15,7 @@ from medicane.config import Label
 
 if TYPE_CHECKING:
     from medicane.evaluate import Forecast, ScoredForecasts
-    from medicane.pipeline.skill import Placed
+    from medicane.pipeline.study import Placed
 
 #: The row of the reconstruction error, which no training makes.
 NOVELTY = "out_of_domain"
@@ -42,7 +42,7 @@ def gather(placed: Placed) -> Path:
     """
     from medicane.evaluate import write_forecasts, write_scores
     from medicane.pipeline.acceptance import acceptance
-    from medicane.pipeline.skill import BENCHMARK
+    from medicane.pipeline.study import BENCHMARK
 
     out = placed.folder / "results"
     sets: dict[str, Any] = {}
@@ -164,7 +164,7 @@ def _collect(
     from medicane.evaluate import ScoredForecasts, read_forecasts
     from medicane.labels import configured_catalogue, kind_of_times
     from medicane.pipeline.evaluation import MODEL_NAME
-    from medicane.pipeline.skill import (
+    from medicane.pipeline.study import (
         BENCHMARK,
         BUDGET,
         REFERENCE,
@@ -266,7 +266,7 @@ def flag_level(placed: Placed) -> float:
     """The reconstruction error above which a map is flagged."""
     from medicane import experiments
     from medicane.model import facts_of, load_detector
-    from medicane.pipeline.skill import REFERENCE
+    from medicane.pipeline.study import REFERENCE
 
     told = placed.row_folder(REFERENCE) / "trained.json"
     trained = json.loads(told.read_text(encoding="utf-8"))

@@ -169,7 +169,7 @@ def skill(
     InputError
         If the study or its recipe is wrong, or a row is unknown.
     """
-    from medicane.pipeline.skill_results import publish
+    from medicane.pipeline.study_results import publish
 
     results = run_study(file, folder, only=only, announce=announce)
     return publish(results, folder / "skill.md" if page is None else page, study=file)
@@ -219,7 +219,7 @@ def run_study(
             _forecast_row(placed, name, target, announce)
     if (placed.row_folder(BUDGET) / "trained.json").exists():
         _forecast_row(placed, BUDGET, BENCHMARK, announce)
-    from medicane.pipeline.skill_results import gather
+    from medicane.pipeline.study_results import gather
 
     announce("results")
     return gather(placed)
