@@ -26,6 +26,7 @@ from medicane import __version__, names
 from medicane.evaluate.intervals import resample_blocks
 from medicane.evaluate.skill import Forecast, precision_recall, reliability
 from medicane.report import figures, map_figures, tables
+from medicane.report.model_card import SplitFacts, model_card
 from medicane.report.tables import comparison_table_markdown, score_table_markdown
 
 if TYPE_CHECKING:
@@ -34,8 +35,10 @@ if TYPE_CHECKING:
 
 __all__ = [
     "Case",
+    "SplitFacts",
     "comparison_table_markdown",
     "figure_folder",
+    "model_card",
     "score_table_markdown",
     "telling_maps",
     "training_curves",
