@@ -71,6 +71,7 @@ def assert_same(one: TrainedDetector, two: TrainedDetector) -> None:
         np.testing.assert_array_equal(a, b)
 
 
+@pytest.mark.slow
 def test_curriculum_feedback_and_hard_negatives_resume_bit_for_bit(
     with_lows: xr.Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -110,6 +111,7 @@ def test_curriculum_feedback_and_hard_negatives_resume_bit_for_bit(
     assert np.isfinite(found["probability"]).all()
 
 
+@pytest.mark.slow
 def test_an_ensemble_is_one_detector_and_trains_no_member_twice(
     store: xr.Dataset,  # noqa: F811
     tmp_path: Path,
@@ -143,9 +145,12 @@ def test_an_ensemble_is_one_detector_and_trains_no_member_twice(
     assert np.percentile(error, 99) == pytest.approx(told["percentile_99"], rel=1e-3)
 
 
-def test_variable_lengths_in_shuffled_order_are_trained_on(with_lows: xr.Dataset) -> None:
+def test_variable_lengths_in_shuffled_order_with_labels_fed_in_are_trained_on(
+    with_lows: xr.Dataset,
+) -> None:
     config = tiny(
-        train={"epochs": 2, "variable_length": True, "shuffled_order": True, "batch_size": 4}
+        model={"label_feedback": True},
+        train={"epochs": 2, "variable_length": True, "shuffled_order": True, "batch_size": 4},
     )
     began = time.process_time()
     trained = train_detector(config, with_lows)
