@@ -142,6 +142,30 @@ def test_the_run_holds_the_evaluation(travelled: Path) -> None:
     assert run.data.metrics["test_csi"] == pytest.approx(csi)
 
 
+def test_the_model_card_follows_the_model(travelled: Path) -> None:
+    """The run and the version hold the card; the evaluation has put the scores in."""
+    client = mlflow.MlflowClient(tracking_uri=f"sqlite:///{travelled / 'mlflow.db'}")
+    version = client.get_model_version_by_alias("medicane", "challenger")
+    card = (travelled / "model_card.md").read_text()
+    logged = client.download_artifacts(version.run_id, "model_card.md")
+    assert Path(logged).read_text() == card == version.description
+    assert "Synthetic only" in card
+    assert "Not yet evaluated." not in card
+    scores = json.loads((travelled / "scores.json").read_text())
+    assert f"{scores['n_maps']} maps" in card
+    assert "Label definition `small-1`" in card
+
+
+def test_before_its_evaluation_a_model_has_a_card_too(small_project: SmallProject) -> None:
+    client = mlflow.MlflowClient(tracking_uri=small_project.tracking_uri)
+    card = Path(client.download_artifacts(small_project.run_id, "model_card.md")).read_text()
+    version = client.get_model_version_by_alias("medicane", "challenger")
+    assert card == version.description
+    if "Not yet evaluated." not in card:  # a test before this one has evaluated it
+        assert "| detector |" in card
+    assert f"* MLflow run: `{small_project.run_id}`" in card
+
+
 def test_the_forecast_holds_what_was_scored(travelled: Path) -> None:
     scores = json.loads((travelled / "scores.json").read_text())
     with xr.open_dataset(travelled / "forecast.nc") as forecast:

@@ -30,6 +30,7 @@ from medicane.experiments.registry import (
     rollback,
     set_champion,
     tag_version,
+    versions_of,
 )
 from medicane.experiments.served import _load_pyfunc
 from medicane.experiments.tracking import (
@@ -76,4 +77,5 @@ __all__ = [
     "tracking_uri",
     "training_run",
     "use_tracking",
+    "versions_of",
 ]

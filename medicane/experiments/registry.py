@@ -162,10 +162,10 @@ def registered_model(uri: str, *, tracking: str | None = None) -> Registered:
             found = client.get_model_version(name, _version_of(uri))
         else:
             run_id = uri.removeprefix("runs:/").partition("/")[0]
-            versions = client.search_model_versions(f"run_id = '{run_id}'")
+            versions = versions_of(run_id)
             if not versions:
                 raise InputError(uri, "the run must have a registered model", found="none")
-            found = max(versions, key=lambda version: int(version.version))
+            return max(versions, key=lambda version: version.version)
     return _registered(found)
 
 
@@ -253,6 +253,12 @@ def tag_version(model: Registered, tags: Mapping[str, str]) -> None:
         client.set_model_version_tag(model.name, str(model.version), key, value)
         if model.run_id:
             client.set_tag(model.run_id, key, value)
+
+
+def versions_of(run_id: str) -> list[Registered]:
+    """The registered versions that a run of the current tracking store has made."""
+    found = mlflow.MlflowClient().search_model_versions(f"run_id = '{run_id}'")
+    return [_registered(version) for version in found]
 
 
 def describe_version(model: Registered, text: str) -> None:

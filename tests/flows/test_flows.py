@@ -26,6 +26,7 @@ from prefect.testing.utilities import prefect_test_harness
 
 from flows import detect as detect_room
 from flows import prepare as prepare_room
+from flows import promote as promote_room
 from flows import serve
 from flows import train as train_room
 from flows.demo import flow_steps
@@ -34,6 +35,7 @@ from medicane import experiments, pipeline
 from medicane.config import load_config
 from medicane.errors import InputError
 from tests.small_project import SETTINGS, SmallProject
+from tests.test_governance import CALLS_NONE, Registry
 
 ROOT = Path(__file__).resolve().parents[2]
 ROOMS = sorted(path.stem for path in (ROOT / "flows").glob("*.py") if path.stem != "__init__")
@@ -42,12 +44,14 @@ FLOWS = {
     "train": train_room.train,
     "evaluate": train_room.evaluate,
     "detect": detect_room.detect,
+    "promote": promote_room.promote,
 }
 TASKS = [
     prepare_room.write_store,
     train_room.fit,
     train_room.score,
     detect_room.label_new_maps,
+    promote_room.decide,
 ]
 
 
@@ -110,7 +114,7 @@ def test_the_schema_of_detect_is_what_a_form_can_show() -> None:
     assert shown["allow_short"]["default"] is False
 
 
-@pytest.mark.parametrize("name", ["prepare", "train", "evaluate"])
+@pytest.mark.parametrize("name", ["prepare", "train", "evaluate", "promote"])
 def test_the_other_flows_take_a_configuration_file(name: str) -> None:
     schema = FLOWS[name].parameters
     assert schema.required == ["config"]
@@ -368,6 +372,33 @@ def test_the_flow_detect_shows_the_probabilities(
     assert artifact.description == f"{done.n_new} new maps, {done.n_events} events in all"
 
 
+def test_the_flow_promote_shows_the_decision(
+    small_project: SmallProject, prefect: Any, tmp_path: Path
+) -> None:
+    """The first model becomes champion, in a registry of its own."""
+    registry = Registry(tmp_path, small_project)
+    registry.challenger("first", CALLS_NONE)
+    done = promote_room.promote(registry.config_file, model="models:/medicane/1")
+    assert (done.decision, done.champion) == ("promoted", None)
+    artifact = newest(prefect, "promotion")
+    assert artifact.type == "markdown"
+    assert artifact.data == done.text
+    assert artifact.description.endswith("promoted: there is no champion yet")
+    assert registry.bearer("champion") == 1
+
+
+@pytest.mark.slow
+def test_the_flow_promote_trains_first(
+    small_project: SmallProject, prefect: Any, tmp_path: Path
+) -> None:
+    config_file = small_project.copy_data(tmp_path)
+    done = promote_room.promote(config_file)
+    assert (done.decision, done.challenger) == ("promoted", "models:/medicane/1")
+    assert (tmp_path / "scores.json").exists()  # the challenger was evaluated on the way
+    with pytest.raises(InputError, match="version 1 is both"):
+        promote_room.promote(config_file, and_train=False)
+
+
 def test_bad_input_fails_the_run_and_leaves_nothing(
     small_project: SmallProject, prefect: Any, tmp_path: Path
 ) -> None:
@@ -481,7 +512,7 @@ def test_a_schedule_has_the_time_zone_that_it_names(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("change", "law"),
     [
-        ({"flow": "fetch"}, r"deployments\.0\.flow: .*'detect'; found 'fetch'"),
+        ({"flow": "fetch"}, r"deployments\.0\.flow: .*'promote'; found 'fetch'"),
         ({"name": ""}, r"deployments\.0\.name: .*; found ''"),
         ({"name": "a/b"}, r"deployments\.0\.name: .*; found 'a/b'"),
         ({"cron": "61 * * * *"}, r"deployments\.0\.cron: must be a cron .* found '61 \* \* \* \*'"),
