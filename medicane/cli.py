@@ -287,6 +287,40 @@ def compare(
 
 
 @app.command
+def cross_validate(
+    *, config: ConfigFile, by: Literal["storm", "year"], folds: int | None = None
+) -> None:
+    """Train a model for each storm or year left out, and score all that they had not seen.
+
+    Each fold is a run nested in the run of the whole; finished folds are not trained again.
+
+    Example: medicane cross-validate --config config/era5.yaml --by year --folds 5
+
+    Parameters
+    ----------
+    config
+        The configuration, a YAML file.
+    by
+        storm: every storm with a medicane is left out once; year: every year, whole.
+    folds
+        So many storms, evenly over the record, or runs of years; by default all.
+    """
+    from medicane import pipeline
+    from medicane.config import load_config
+
+    settings = load_config(config)
+    _start_keras()
+    with _bar("cross-validate") as progress:
+        done = pipeline.cross_validate(settings, by=by, folds=folds, progress=progress)
+    _say(
+        f"{done.table}\n\n"
+        f"folds      {len(done.folds)}, {done.n_trained} of them trained now\n"
+        f"scores     {done.scores}\n"
+        f"run        {done.run_id}"
+    )
+
+
+@app.command
 def promote(*, config: ConfigFile, model: str | None = None) -> None:
     """Make the challenger champion where it is better on the test maps beyond chance.
 

@@ -19,7 +19,7 @@ FLOORS = {
     0: ("errors", "names", "config"),
     1: ("grids", "standardise", "labels", "phase_space"),
     2: ("synthetic", "sequences", "channels", "normalise"),
-    3: ("store", "batches", "model"),
+    3: ("store", "batches", "model", "folds"),
     4: ("predict", "evaluate"),
     5: ("detections", "train", "report"),
     6: ("experiments",),

@@ -319,3 +319,15 @@ def test_what_cannot_be_compared_is_one_line(
         ((folder, folder, *uri, "--config", registry.config_file), "must not be given with"),
     ]:
         assert told in medicane("compare", *words).line
+
+
+def test_folds_that_cannot_be_made_are_one_line(registry: Registry, medicane: Medicane) -> None:
+    config = ("--config", registry.config_file)
+    for words, told in [
+        (("--by", "year"), "--folds: must lie between 3 and the 1 years of the record; found 1"),
+        (("--by", "storm", "--folds", "90"), "there must be at least 90 storms"),
+        (("--by", "week"), "week"),
+    ]:
+        assert told in medicane("cross-validate", *config, *words).line
+    with pytest.raises(InputError, match="storms: must be given by storm only; found by year"):
+        pipeline.cross_validate(registry.config, by="year", storms=["x"])

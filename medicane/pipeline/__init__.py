@@ -7,12 +7,13 @@ and the small summaries below, never datasets.
 from __future__ import annotations
 
 from medicane.pipeline.comparison import compare
+from medicane.pipeline.cross_validation import cross_validate
 from medicane.pipeline.demonstration import RECIPES, Demonstrated, Steps, demo
 from medicane.pipeline.detection import detect, probability_strip
 from medicane.pipeline.evaluation import MODEL_NAME, evaluate
 from medicane.pipeline.promotion import promote, rollback
-from medicane.pipeline.study import skill
 from medicane.pipeline.steps import prepare, synthesise, tracking_uri, train
+from medicane.pipeline.study import skill
 from medicane.pipeline.summaries import (
     Compared,
     CrossValidated,
@@ -42,6 +43,7 @@ __all__ = [
     "Summary",
     "Trained",
     "compare",
+    "cross_validate",
     "demo",
     "detect",
     "evaluate",
