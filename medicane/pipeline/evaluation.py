@@ -56,7 +56,7 @@ def evaluate(
     from medicane import experiments, report
     from medicane import model as detector
     from medicane.sequences import split_times
-    from medicane.store import open_store
+    from medicane.store import maps_where, open_store
     from medicane.store.commits import writable_folder
 
     out = Path(config.data.store).resolve().parent if out is None else out
@@ -68,7 +68,7 @@ def evaluate(
     masks = split_times(
         store.indexes[names.TIME], store["medicane"].values, store["storm"].values, config=config
     )
-    chosen = store.isel({names.TIME: np.flatnonzero(masks[split])})
+    chosen = maps_where(store, masks[split])
     scored, predicted = forecast_split(
         config, store, network, masks=masks, split=split, baselines=True, model_uri=file.uri
     )
@@ -172,9 +172,10 @@ def forecast_split(
     from medicane import evaluate as verification
     from medicane import model as detector
     from medicane.predict import predict
+    from medicane.store import maps_where
 
     facts = detector.facts_of(network)
-    chosen = store.isel({names.TIME: np.flatnonzero(masks[split])})
+    chosen = maps_where(store, masks[split])
     predicted = predict(network, chosen["maps"], mode=config.detect.mode, where=config.data.store)
     located = "low_latitude" in chosen
     forecasts = {

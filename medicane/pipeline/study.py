@@ -278,7 +278,7 @@ def _forecast_row(placed: Placed, name: str, sea: str, announce: Callable[[str],
     from medicane import experiments
     from medicane.evaluate import Forecast, ScoredForecasts, write_forecasts
     from medicane.model import facts_of, load_detector
-    from medicane.store import open_store
+    from medicane.store import maps_where, open_store
 
     row = placed.study.rows.get(name, Row(table="rivals", title=name))
     origin = row.model_of or name
@@ -300,7 +300,7 @@ def _forecast_row(placed: Placed, name: str, sea: str, announce: Callable[[str],
         temperature, threshold = _recalibrated(placed, model, config, row)
     store = open_store(placed.config(sea=sea).data.store)
     mask = test_maps(placed, store, name=name, sea=sea)
-    chosen = store.isel({names.TIME: np.flatnonzero(mask)})
+    chosen = maps_where(store, mask)
     found = label_maps(model, chosen["maps"], mode=config.detect.mode, shuffled=row.shuffled)
     logit = found["logit"].values / temperature
     more = {"logit": logit.astype(np.float32)}
@@ -370,11 +370,11 @@ def _blocks(values: np.ndarray, size: int) -> Iterator[np.ndarray]:
 
 def _recalibrated(placed: Placed, model: Any, config: Config, row: Row) -> tuple[float, float]:
     from medicane.evaluate import fit_temperature, fit_threshold
-    from medicane.store import open_store
+    from medicane.store import maps_where, open_store
 
     store = open_store(config.data.store)
     mask = split_masks(config, store)["validation"]
-    chosen = store.isel({names.TIME: np.flatnonzero(mask)})
+    chosen = maps_where(store, mask)
     found = label_maps(model, chosen["maps"], mode=config.detect.mode, shuffled=row.shuffled)
     logit, labels = found["logit"].values, chosen["medicane"].values
     temperature = fit_temperature(logit, labels).value

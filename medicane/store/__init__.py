@@ -124,6 +124,17 @@ def write_store(config: Config, *, progress: Progress | None = None) -> StoreSum
             return _write(config, path, source, catalogue, progress)
 
 
+def maps_where(store: xr.Dataset, mask: NDArray[np.bool_]) -> xr.Dataset:
+    """The maps of a store where a mask of shape (time,) is true, lazy and in order.
+
+    One run of maps is a slice: an array of indices would be resolved anew, whole, at each read.
+    """
+    at = np.flatnonzero(mask)
+    if at.size and at[-1] - at[0] + 1 == at.size:
+        return store.isel({names.TIME: slice(int(at[0]), int(at[-1]) + 1)})
+    return store.isel({names.TIME: at})
+
+
 def open_store(path: str | Path, *, chunks: Any = None, incomplete: bool = False) -> xr.Dataset:
     """Open a map store lazily: ``xr.open_zarr(path)``, and checks.
 

@@ -18,6 +18,7 @@ from sklearn.metrics import average_precision_score
 from medicane import names
 from medicane.config import Config
 from medicane.predict import predict
+from medicane.store import maps_where
 from medicane.train.curriculum import Unroll
 
 LOG = logging.getLogger(__name__)
@@ -36,7 +37,7 @@ def validation_logits(
     mask
         (time) the maps of the validation split.
     """
-    chosen = store.isel({names.TIME: np.flatnonzero(mask)})
+    chosen = maps_where(store, mask)
     found = predict(model, chosen["maps"], mode=config.detect.mode, where="splits.validation")
     return found["logit"].values, chosen["medicane"].values
 
