@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     import xarray as xr
 
     from medicane.experiments import Run
+    from medicane.normalise import Statistics
     from medicane.train import TrainedDetector
 
 
@@ -60,6 +61,7 @@ def train(
     name: str | None = None,
     tags: Mapping[str, str] | None = None,
     checkpoint: Path | None = None,
+    statistics: Statistics | None = None,
     progress: Progress | None = None,
 ) -> Trained:
     """Train on the map store, track the run in MLflow, register the model as ``challenger``.
@@ -72,6 +74,8 @@ def train(
         Of the run and the model version, beside the data digest and the label version.
     checkpoint
         File for the state of the training; by default beside the store.
+    statistics
+        Of the training split, where they are known already.
 
     Raises
     ------
@@ -103,7 +107,9 @@ def train(
             if progress is not None:
                 progress(epoch, config.train.epochs * config.train.ensemble)
 
-        trained = train_detector(config, store, checkpoint=checkpoint, on_epoch=follow)
+        trained = train_detector(
+            config, store, statistics=statistics, checkpoint=checkpoint, on_epoch=follow
+        )
         best = log_training(run, config, store, trained, logged=logged)
         chosen = trained.splits["train"]
         first = np.flatnonzero(chosen)[: config.sequences.length]

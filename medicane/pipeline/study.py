@@ -28,6 +28,7 @@ from pydantic import Field, ValidationError, model_validator
 from medicane import names
 from medicane.config import Config, Sea, Section, Splits, first_fault, make_config, read_yaml
 from medicane.errors import InputError
+from medicane.normalise import Statistics, training_statistics
 from medicane.pipeline.evaluation import MODEL_NAME
 from medicane.pipeline.steps import prepare, synthesise, train
 
@@ -264,8 +265,27 @@ def _train_row(placed: Placed, name: str, announce: Callable[[str], None], *, se
         name=name,
         tags={"row": name, "table": table},
         checkpoint=folder / "training.checkpoint.npz",
+        statistics=_statistics(placed, config, sea),
     )
     _write_json(done, {"key": key, **trained.model_dump()})
+
+
+def _statistics(placed: Placed, config: Config, sea: str) -> Statistics:
+    """Of the training split: the same for every row of a store, so computed once."""
+    from medicane.store import open_store
+
+    file = placed.folder / "stores" / f"{sea}.statistics.json"
+    store = open_store(config.data.store)
+    mask = split_masks(config, store)["train"]
+    digest = hashlib.sha256(mask.tobytes()).hexdigest()
+    key = [str(store.attrs["content_digest"]), digest]
+    if file.exists():
+        kept = json.loads(file.read_text(encoding="utf-8"))
+        if kept["key"] == key:
+            return Statistics.from_dict(kept["statistics"])
+    found = training_statistics(store["maps"], mask)
+    _write_json(file, {"key": key, "statistics": found.to_dict()})
+    return found
 
 
 def _targets(placed: Placed, name: str) -> list[str]:

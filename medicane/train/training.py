@@ -74,6 +74,7 @@ def train_detector(
     config: Config,
     store: xr.Dataset,
     *,
+    statistics: Statistics | None = None,
     checkpoint: Path | None = None,
     on_epoch: OnEpoch | None = None,
 ) -> TrainedDetector:
@@ -85,6 +86,8 @@ def train_detector(
         ``sequences``, ``splits``, ``model``, ``train``, ``label`` and ``detect`` are read.
     store
         A prepared map store (`medicane.store.open_store`), lazy.
+    statistics
+        Those of the training split, where they are known already; by default a pass over its maps.
     checkpoint
         A file for the state of the training, kept after each epoch and removed at the end; each
         member of an ensemble has one beside it. A state of another recipe or other data is ignored,
@@ -115,7 +118,8 @@ def train_detector(
                 "must hold at least one medicane map",
                 found=f"none among {int(splits[name].sum())} maps",
             )
-    statistics = training_statistics(store["maps"], splits["train"])
+    if statistics is None:
+        statistics = training_statistics(store["maps"], splits["train"])
     facts = training_facts(config, store)
     members: list[Member] = []
     files: list[Path | None] = []
