@@ -20,7 +20,7 @@ FLOORS = {
     1: ("grids", "standardise", "labels", "phase_space"),
     2: ("synthetic", "sequences", "channels", "normalise"),
     3: ("store", "batches", "model", "folds"),
-    4: ("predict", "evaluate"),
+    4: ("predict", "evaluate", "attribution"),
     5: ("detections", "train", "report"),
     6: ("experiments",),
     7: ("pipeline",),
