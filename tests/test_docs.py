@@ -193,7 +193,8 @@ def _kind(annotation: Any) -> str:
         return "section"
     origin, arguments = typing.get_origin(annotation), typing.get_args(annotation)
     if origin is Literal:
-        return " or ".join(f"`{value}`" for value in arguments)
+        *listed, last = [f"`{value}`" for value in arguments]
+        return f"{', '.join(listed)} or {last}" if listed else last
     if origin is Annotated:
         return type_told(arguments[0], arguments[1:])
     if origin in (types.UnionType, typing.Union):
