@@ -10,6 +10,10 @@ import time
 import numpy as np
 import pytest
 import xarray as xr
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scores.categorical import BinaryContingencyManager
+from scores.probability import brier_score
 from sklearn.metrics import average_precision_score
 
 from medicane import evaluate
@@ -24,6 +28,7 @@ from medicane.evaluate import (
     write_forecasts,
     write_scores,
 )
+from medicane.evaluate.skill import TABLE_SCORES
 
 
 def sea(n=2922, n_storms=14, seed=0):
@@ -280,6 +285,51 @@ def test_all_forecasts_are_scored_on_the_same_maps():
     )
     for name in forecasts:
         assert found["models"][name]["csi"]["value"] == rest["models"][name]["csi"]["value"]
+
+
+@settings(max_examples=15, deadline=None)
+@given(st.data())
+def test_verify_agrees_with_scores_on_any_sample(data):
+    """Gaps in the forecast, unknown labels, ties, one class alone: what remains is as in scores."""
+    n = data.draw(st.integers(2, 40))
+    labels = np.array(data.draw(st.lists(st.sampled_from([0, 0, 1, -1]), min_size=n, max_size=n)))
+    level = st.sampled_from([0.0, 0.25, 0.5, 1.0, np.nan])
+    p = np.array(data.draw(st.lists(level, min_size=n, max_size=n)))
+    times = np.datetime64("2003-01-01", "ns") + np.arange(n) * np.timedelta64(6, "h")
+    found = verify(
+        times,
+        labels,
+        None,
+        forecasts={"m": Forecast(p, threshold=0.5)},
+        train_medicane=[0, 0, 0, 1],
+        n_resamples=5,
+    )
+    mine = found["models"]["m"]
+    fcst = xr.DataArray(p, dims="time")
+    obs = xr.DataArray(np.where(labels < 0, np.nan, labels), dims="time")
+    kept = np.isfinite(p) & (labels >= 0)
+    assert found["n_maps"] == kept.sum()
+    with np.errstate(all="ignore"):
+        table = BinaryContingencyManager((fcst >= 0.5).where(fcst.notnull()), obs)
+        for name, method in TABLE_SCORES.items():
+            expected = float(method(table)) if kept.any() else np.nan
+            if np.isfinite(expected):
+                assert mine[name]["value"] == pytest.approx(expected), name
+            else:
+                assert mine[name]["value"] is None, name
+                assert mine[name]["note"].startswith(("undefined", "no forecast"))
+        brier = float(brier_score(fcst, obs)) if kept.any() else np.nan
+        constant = float(brier_score(fcst * 0 + 0.25, obs)) if kept.any() else np.nan
+    if kept.any():
+        assert mine["brier"]["value"] == pytest.approx(brier)
+        assert mine["brier_skill"]["value"] == pytest.approx(1 - brier / constant)
+    else:
+        assert mine["brier"]["value"] is None
+    if (labels[kept] == 1).any():
+        expected = average_precision_score(labels[kept], p[kept])
+        assert mine["auc_pr"]["value"] == pytest.approx(expected)
+    else:
+        assert mine["auc_pr"]["value"] is None
 
 
 def test_a_forecast_of_nothing_spoils_no_other():
