@@ -238,10 +238,18 @@ def _last(values: np.ndarray, n: int) -> np.ndarray:
 
 
 def _blocks(maps: xr.DataArray, period: slice, block: int) -> Iterator[tuple[int, np.ndarray]]:
-    ordered = maps.transpose(names.TIME, names.LATITUDE, names.LONGITUDE, names.CHANNEL)
     for start in range(period.start, period.stop, block):
         stop = min(start + block, period.stop)
-        yield start, np.asarray(ordered[start:stop].values, dtype=np.float32)
+        yield start, channels_last(maps.isel({names.TIME: slice(start, stop)}))
+
+
+def channels_last(maps: xr.DataArray) -> np.ndarray:
+    """Read maps as (time, latitude, longitude, channel) float32.
+
+    Read first, transposed then: a lazy array that is transposed first is read cell by cell.
+    """
+    order = (names.TIME, names.LATITUDE, names.LONGITUDE, names.CHANNEL)
+    return np.asarray(maps.compute().transpose(*order).values, dtype=np.float32)
 
 
 def _apply(network: Any, values: np.ndarray, *, batch: int) -> np.ndarray:

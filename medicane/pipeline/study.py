@@ -319,7 +319,7 @@ def _forecast_row(placed: Placed, name: str, sea: str, announce: Callable[[str],
         # Another use of a model is another forecast: calibrated for itself, on validation.
         temperature, threshold = _recalibrated(placed, model, config, row)
     store = open_store(placed.config(sea=sea).data.store)
-    mask = test_maps(placed, store, name=name, sea=sea)
+    mask = scored_maps(placed, store, name=name, sea=sea)
     chosen = maps_where(store, mask)
     found = label_maps(model, chosen["maps"], mode=config.detect.mode, shuffled=row.shuffled)
     logit = found["logit"].values / temperature
@@ -355,7 +355,7 @@ def label_maps(
     The map that is labelled stays the last one of its window: all that is taken from the detector
     is the order of what came before.
     """
-    from medicane.predict import predict
+    from medicane.predict import channels_last, predict
     from medicane.sequences import contiguous_periods
 
     if not shuffled:
@@ -366,12 +366,15 @@ def label_maps(
     encoder, head = encoder_of(model), head_of(model)
     rng = np.random.default_rng(0)
     logit = np.full(maps.sizes[names.TIME], np.nan, np.float32)
-    ordered = maps.transpose(names.TIME, names.LATITUDE, names.LONGITUDE, names.CHANNEL)
     step = int(facts_of(model)["step_hours"])
     for period in contiguous_periods(maps.indexes[names.TIME], step_hours=step):
         features = np.concatenate(
             [
-                np.asarray(encoder.predict_on_batch(ordered[at : min(at + 96, period.stop)].values))
+                np.asarray(
+                    encoder.predict_on_batch(
+                        channels_last(maps.isel({names.TIME: slice(at, min(at + 96, period.stop))}))
+                    )
+                )
                 for at in range(period.start, period.stop, 96)
             ]
         )
@@ -413,7 +416,7 @@ def split_masks(config: Config, store: xr.Dataset) -> dict[str, np.ndarray]:
     )
 
 
-def test_maps(placed: Placed, store: xr.Dataset, *, name: str, sea: str) -> np.ndarray:
+def scored_maps(placed: Placed, store: xr.Dataset, *, name: str, sea: str) -> np.ndarray:
     """The maps that a row is tested on, bool (time): whole years nobody trained on."""
     if sea != BENCHMARK:
         return np.ones(store.sizes[names.TIME], bool)

@@ -169,14 +169,14 @@ def _collect(
         BUDGET,
         REFERENCE,
         forecast_file,
+        scored_maps,
         split_masks,
-        test_maps,
     )
     from medicane.store import open_store
 
     target = BENCHMARK if sea == BUDGET else sea
     store = open_store(placed.config(sea=target).data.store)
-    mask = test_maps(placed, store, name=sea, sea=target)
+    mask = scored_maps(placed, store, name=sea, sea=target)
     chosen = store[[*_LOWS, "medicane", "storm"]].isel({names.TIME: np.flatnonzero(mask)}).load()
     rows = [BUDGET, REFERENCE] if sea == BUDGET else list(placed.study.rows)
     forecasts: dict[str, Forecast] = {}

@@ -81,7 +81,7 @@ def _against_physics(found: Mapping[str, Any], row: str) -> list[Target]:
             rows.append(Target(asks, _text(told), _above_zero(told)))
     mine = found["models"][row]["auc_pr"]["value"]
     rule = found["models"].get("phase_space", {}).get("auc_pr", {}).get("value")
-    if mine is not None and rule is not None:
+    if mine is not None and rule is not None and rule < 1:
         share = (mine - rule) / (1 - rule)
         asks = "share of the AUC-PR between that baseline and the clean oracle (1) closed: ≥ 0.5"
         rows.append(Target(asks, f"{share:.2f}", share >= 0.5))

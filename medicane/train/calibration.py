@@ -16,6 +16,7 @@ from medicane import model as detector
 from medicane import names
 from medicane.config import Config
 from medicane.evaluate.calibration import fit_temperature, fit_threshold
+from medicane.predict import channels_last
 from medicane.sequences import split_windows
 from medicane.train.progress import validation_logits
 
@@ -27,6 +28,8 @@ MOST_MAPS = 20_000
 AUTOENCODER_EPOCHS = 30
 #: Sequences encoded at once.
 BATCH = 32
+#: Maps this close to each other are read with those between them.
+NEAR = 24
 
 
 def calibrate(
@@ -97,15 +100,21 @@ def training_features(
     most = max(MOST_MAPS // reach, 1)
     if len(rows) > most:
         rows = rows[np.sort(rng.choice(len(rows), most, replace=False))]
-    maps = store["maps"].transpose(names.TIME, names.LATITUDE, names.LONGITUDE, names.CHANNEL)
+    maps = store["maps"]
     over_time = len(encoder.input_shape) == 5
     parts = []
     for start in range(0, len(rows), BATCH):
         part = rows[start : start + BATCH]
         used, where = np.unique(part, return_inverse=True)
-        values = np.asarray(maps.isel({names.TIME: used}).values, np.float32)[
-            where.reshape(part.shape)
+        # Maps close together are read as one slice; what lies between two years is not.
+        runs = np.split(used, np.flatnonzero(np.diff(used) > NEAR) + 1)
+        read = [
+            channels_last(maps.isel({names.TIME: slice(int(run[0]), int(run[-1]) + 1)}))[
+                run - run[0]
+            ]
+            for run in runs
         ]
+        values = np.concatenate(read)[where.reshape(part.shape)]
         found = np.asarray(encoder.predict_on_batch(values if over_time else values[:, -1]))
         parts.append(found[:, -1] if over_time else found)
     return np.concatenate(parts)
