@@ -74,10 +74,9 @@ def continued(
         joined["n_sequences"][at] = count[changed]
         joined["probability"][at] = expit(logit[changed])
         if RECONSTRUCTION_ERROR in joined:  # of maps that waited for their sequence
-            waited = (was == 0) & (now > 0)
-            joined[RECONSTRUCTION_ERROR][first:][waited] = predicted[RECONSTRUCTION_ERROR].values[
-                :known
-            ][waited]
+            waited = np.flatnonzero((was == 0) & (now > 0))
+            errors = predicted[RECONSTRUCTION_ERROR].values[waited]
+            joined[RECONSTRUCTION_ERROR][first + waited] = errors
     times = np.concatenate([before[names.TIME].values, predicted[names.TIME].values[known:]])
     return xr.Dataset(
         {n: (names.TIME, v, predicted[n].attrs) for n, v in joined.items()}, {names.TIME: times}

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import keras
 import numpy as np
 import pandas as pd
@@ -10,7 +12,7 @@ import xarray as xr
 
 from medicane import model as detector
 from medicane.config import make_config
-from medicane.detections import continued
+from medicane.detections import continued, label_maps, read_detections, write_detections
 from medicane.errors import InputError
 from medicane.normalise import Statistics
 from medicane.predict import predict
@@ -188,3 +190,151 @@ def test_a_series_that_grows_gets_the_labels_of_one_call(
     for name in ("probability", "logit", "n_sequences"):
         np.testing.assert_allclose(grown[name], expected[name], atol=1e-5)
     assert (grown["n_sequences"] > 0).all()
+
+
+# Other networks ----------------------------------------------------------------------------------
+
+
+def rival(**keys: object) -> keras.Model:
+    """Untrained, but with biases and moving statistics that are not trivial."""
+    keras.utils.set_random_seed(5)
+    config = make_config(
+        {
+            "schema_version": 1,
+            "data": {"grids": "none.nc", "channels": list(CHANNELS)},
+            "model": {"blocks": [1], "growth_rate": 2, "units": 4, **keys},
+        }
+    )
+    statistics = Statistics(CHANNELS, np.zeros(2), np.ones(2), 10)
+    facts = {"length": LENGTH, "step_hours": 6, "smallest_grid": 2}
+    built = detector.build_detector(config, statistics, facts=facts)
+    rng = np.random.default_rng(5)
+    for weight in detector.head_of(built).trainable_weights:
+        weight.assign(weight + rng.normal(0, 0.3, weight.shape))
+    return built
+
+
+@pytest.fixture(scope="module")
+def rivals() -> dict[str, keras.Model]:
+    found = {
+        "r2plus1d": rival(encoder="r2plus1d", rnn="none"),
+        "both_ways": rival(bidirectional=True),
+        "feedback": rival(label_feedback=True),
+    }
+    members = [found["both_ways"], rival(encoder="c3d", rnn="none")]
+    found["ensemble"] = detector.ensemble_of(members)
+    return found
+
+
+def by_windows(network: keras.Model, maps: xr.DataArray, mode: str) -> np.ndarray:
+    """Labels from windows each run alone; in causal mode each map is the last of its own."""
+    values = maps.transpose("time", "latitude", "longitude", "channel").values
+    n = len(values)
+
+    def logits(start: int, stop: int) -> np.ndarray:
+        p = np.asarray(network(values[None, start:stop], training=False))[0, :, 0].astype(float)
+        return np.log(p / (1 - p))
+
+    if mode == "causal":
+        return np.array([logits(max(0, t + 1 - LENGTH), t + 1)[-1] for t in range(n)])
+    total, count = np.zeros(n), np.zeros(n)
+    for start in range(n - LENGTH + 1):
+        total[start : start + LENGTH] += logits(start, start + LENGTH)
+        count[start : start + LENGTH] += 1
+    return total / count
+
+
+@pytest.mark.parametrize("mode", ["causal", "fused"])
+@pytest.mark.parametrize("name", ["r2plus1d", "both_ways", "feedback", "ensemble"])
+def test_rivals_are_labelled_as_window_by_window(
+    rivals: dict[str, keras.Model], name: str, mode: str
+) -> None:
+    """However the maps arrive: blocks shorter and longer than a window and than the reach."""
+    maps = series(24)
+    expected = by_windows(rivals[name], maps, mode)
+    for block in (4, 13, 96):
+        found = predict(rivals[name], maps, mode=mode, block=block)
+        np.testing.assert_allclose(found["logit"], expected, atol=1e-4)
+
+
+@pytest.mark.parametrize("name", ["r2plus1d", "both_ways"])
+def test_rivals_do_not_look_ahead_when_causal(rivals: dict[str, keras.Model], name: str) -> None:
+    maps = series(22)
+    other = maps.copy(deep=True)
+    other[6:] += 9  # within the first window of the period
+    before, after = (predict(rivals[name], m)["logit"].values for m in (maps, other))
+    np.testing.assert_allclose(before[:6], after[:6], atol=1e-6)
+    assert np.abs(before[6:] - after[6:]).max() > 1e-3
+
+
+@pytest.mark.parametrize("mode", ["causal", "fused"])
+@pytest.mark.parametrize("name", ["r2plus1d", "both_ways", "ensemble"])
+def test_a_series_that_grows_under_a_rival(
+    rivals: dict[str, keras.Model], name: str, mode: str
+) -> None:
+    """Today's maps behind yesterday's last ones are labelled as in one call for all of them."""
+    maps = series(23)
+    expected = predict(rivals[name], maps, mode=mode)
+    grown = predict(rivals[name], maps[:6], mode=mode, allow_short=True)
+    for start, stop in [(6, 7), (7, 18), (18, 23)]:
+        history = max(start - (LENGTH - 1), 0)
+        new = predict(rivals[name], maps[history:stop], mode=mode, allow_short=True)
+        grown = continued(grown, new, length=LENGTH, step_hours=6, mode=mode)
+    np.testing.assert_allclose(grown["logit"], expected["logit"], atol=1e-5)
+    np.testing.assert_array_equal(grown["n_sequences"], expected["n_sequences"])
+
+
+@pytest.fixture(scope="module")
+def wary() -> keras.Model:
+    """It knows its domain; and it convolves over time: the error depends on the maps before."""
+    built = rival(encoder="c3d", rnn="none", out_of_domain=True)
+    maps = series(300, seed=8).transpose("time", "latitude", "longitude", "channel").values
+    features = np.asarray(detector.encoder_of(built)(maps[None], training=False))[0]
+    detector.fit_out_of_domain(built, features, epochs=2)
+    return built
+
+
+class TestOutOfDomain:
+    @pytest.mark.parametrize("mode", ["causal", "fused"])
+    def test_every_map_says_how_unlike_the_training_it_is(
+        self, wary: keras.Model, mode: str
+    ) -> None:
+        maps = series(26)
+        maps[20:] += 30
+        values = maps.transpose("time", "latitude", "longitude", "channel").values
+        features = np.asarray(detector.encoder_of(wary)(values[None], training=False))[0]
+        found = predict(wary, maps, mode=mode, block=7)["reconstruction_error"]
+        assert found.dtype == np.float32
+        np.testing.assert_allclose(found, detector.reconstruction_error(wary, features), rtol=1e-3)
+        known = detector.facts_of(wary)["out_of_domain"]["percentile_99"]
+        assert found.attrs["training_percentile_99"] == known
+        assert found.attrs["units"] == "1"
+        assert (found[20:] > known).all()
+
+    def test_none_where_a_period_is_too_short(self, wary: keras.Model) -> None:
+        found = predict(wary, xr.concat([series(3), series(11, start="2020-02-01")], "time"))
+        assert np.isnan(found["reconstruction_error"][:3]).all()
+        assert np.isfinite(found["reconstruction_error"][3:]).all()
+
+    @pytest.mark.parametrize("mode", ["causal", "fused"])
+    def test_it_goes_with_a_series_that_grows(
+        self, wary: keras.Model, mode: str, tmp_path: Path
+    ) -> None:
+        maps = series(24)
+        expected = predict(wary, maps, mode=mode)
+        grown = predict(wary, maps[:4], mode=mode, allow_none=True)  # waits for its sequence
+        assert np.isnan(grown["reconstruction_error"]).all()
+        for start, stop in [(4, 15), (15, 24)]:
+            history = max(start - (LENGTH - 1), 0)
+            new = predict(wary, maps[history:stop], mode=mode, allow_none=True)
+            grown = continued(grown, new, length=LENGTH, step_hours=6, mode=mode)
+            write_detections(tmp_path, label_maps(grown, threshold=0.5), step_hours=6)
+            grown, _ = read_detections(tmp_path / "detections.nc")
+        name = "reconstruction_error"
+        np.testing.assert_allclose(grown[name], expected[name], rtol=1e-4)
+        assert grown[name].attrs == expected[name].attrs  # the percentile is in the file
+
+    def test_a_model_without_says_nothing(self, rivals: dict[str, keras.Model]) -> None:
+        assert "reconstruction_error" not in predict(rivals["both_ways"], series(10))
+        unfitted = rival(out_of_domain=True)
+        assert "reconstruction_error" not in predict(unfitted, series(10))

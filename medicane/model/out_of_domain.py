@@ -21,7 +21,8 @@ from medicane.model.layers import Shape
 #: The fact that holds the result of the fit.
 FACT = "out_of_domain"
 
-BATCH, LEARNING_RATE = 256, 2e-3
+#: Batches are of so many maps, smaller for few maps: twenty steps an epoch at least, if it can be.
+BATCH, STEPS, LEARNING_RATE = 128, 20, 2e-3
 
 
 @keras.saving.register_keras_serializable(package="medicane")
@@ -96,7 +97,7 @@ def fit_out_of_domain(
     for _ in range(epochs):
         order = rng.permutation(len(standard))
         # Batches of one size; the few maps left over have their turn in another epoch.
-        size = min(BATCH, len(standard))
+        size = max(1, min(BATCH, len(standard) // STEPS))
         for start in range(0, len(order) - size + 1, size):
             part = standard[order[start : start + size]]
             fitted.train_on_batch(part, part)
