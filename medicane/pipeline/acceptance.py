@@ -88,7 +88,7 @@ def _pressure_alone(placed: Placed, kept: Path | None) -> dict[str, Any]:
     for split in ("train", "test"):
         at = np.flatnonzero(masks[split] & deep & known)
         # Enough to fit 289 weights on, and bounded memory.
-        at = at[:: max(1, len(at) // 6000)]
+        at = at[:: max(1, len(at) // 3000)]
         parts[split] = (_patches(store, at), store["medicane"].values[at] == names.MEDICANE)
     for _, label in parts.values():
         if label.all() or not label.any():
