@@ -138,7 +138,7 @@ def _clean_oracle(placed: Placed, kept: Path | None) -> dict[str, Any]:
     held = hold(rule, truth["time"].values, min_hours=config.label.min_hours, step_hours=step)
     label = truth["medicane"].values == 1
     csi = float((held & label).sum() / max((held | label).sum(), 1))
-    return {"csi": csi, "n_maps": int(label.size), "holds": csi > 0.999}
+    return {"csi": csi, "n_maps": int(label.size), "holds": csi > 0.99}
 
 
 def _difference(kept: Path | None, a: str, b: str, *, sign: int) -> dict[str, Any] | None:

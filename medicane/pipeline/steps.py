@@ -143,6 +143,8 @@ def train(
             threshold=trained.threshold,
             temperature=trained.temperature,
             seconds=trained.seconds,
+            core_minutes=trained.core_minutes,
+            n_parameters=trained.n_parameters,
         )
 
 

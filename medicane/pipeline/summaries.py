@@ -43,6 +43,9 @@ class Trained(Summary):
     threshold: float
     temperature: float
     seconds: float
+    #: Processor time over all cores, minutes, summed over everything it was cut into.
+    core_minutes: float
+    n_parameters: int
 
 
 class Evaluated(Summary):

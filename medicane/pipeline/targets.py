@@ -47,11 +47,15 @@ def _text(entry: Mapping[str, Any]) -> str:
 
 
 def difference(found: Mapping[str, Any], a: str, b: str, score: str) -> dict[str, Any] | None:
-    """Paired difference a − b in a score, from the differences to the reference of a comparison.
+    """Paired difference a − b in a score, from what a set of maps was scored with.
 
-    Only pairs with the reference have an interval there; of any other pair the value alone is told.
+    Only pairs with the reference, and rows against the physical rule, have an interval; of any
+    other pair the value alone is told.
     """
     reference = found["reference"]
+    physics = found.get("differences_from_phase_space", {})
+    if b == "phase_space" and a in physics:
+        return dict(physics[a][score])
     if b == reference and a in found["differences"]:
         return dict(found["differences"][a][score])
     if a == reference and b in found["differences"]:

@@ -112,7 +112,7 @@ def headline(results: Mapping[str, Any], row: str = "detector") -> str:
     mine = found["models"][row]
     told = (
         f"on an *idealised sea* at a base rate of {percent(found['base_rate'])}, "
-        f"{_years(found):.0f} unseen years, {found['n_storms']} storms: "
+        f"{_years(found):.3g} unseen years, {found['n_storms']} storms: "
         f"CSI {_cell_text(mine['csi'])}, AUC-PR {_cell_text(mine['auc_pr'])}"
     )
     rule = found["models"].get("phase_space")
@@ -132,7 +132,7 @@ def _headline(results: Mapping[str, Any]) -> str:
     if "ensemble" in results["sets"]["benchmark"]["models"]:
         mine = results["sets"]["benchmark"]["models"]["ensemble"]
         lines.append(
-            f"Five of them averaged: CSI {_cell_text(mine['csi'])}, "
+            f"{_title(results, 'ensemble').capitalize()}: CSI {_cell_text(mine['csi'])}, "
             f"AUC-PR {_cell_text(mine['auc_pr'])}."
         )
     return " ".join(lines)
