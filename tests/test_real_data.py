@@ -56,7 +56,7 @@ def hourly(tmp_path_factory: pytest.TempPathFactory) -> Path:
                 },
                 "sequences": {"length": 12, "stride": 12},
                 "splits": {"fractions": [0.5, 0.25, 0.25]},
-                "model": {"blocks": [1], "growth_rate": 4, "units": 4},
+                "model": {"blocks": [1], "growth_rate": 4, "units": 4, "out_of_domain": True},
                 "train": {"epochs": 1, "batch_size": 4},
             },
             sort_keys=False,
@@ -118,6 +118,21 @@ def test_a_forecast_in_grib_gets_a_probability_for_each_of_its_hours(
     centres = found["centre_latitude"].values, found["centre_longitude"].values
     for values, low, high in zip(centres, (41, 2), (46, 10), strict=True):
         assert (np.isnan(values) | ((values >= low) & (values <= high))).all()
+
+
+def test_real_maps_are_told_to_be_unlike_the_idealised_sea(
+    grib_data: Path, hourly: Path, tmp_path: Path
+) -> None:
+    """Another area, another grid, a real atmosphere: the autoencoder has never seen the like."""
+    files = [grib_data / f"arpege_{n}_gulf_of_lion_20180501.grib" for n in ("mslp", "wind10m")]
+    pipeline.detect(files, model=str(hourly), out=tmp_path / "found")
+    error = read(tmp_path / "found")["reconstruction_error"]
+    level = detector.facts_of(detector.load_detector(hourly))["out_of_domain"]["percentile_99"]
+    assert np.isfinite(error).all()
+    assert level > 0
+    flagged = float((error > level).mean())
+    # One map in a hundred of the training sea is flagged.
+    assert flagged > 0.1, f"{flagged:.0%} of the real maps are flagged"
 
 
 def test_one_grib_file_lacks_the_wind(
