@@ -86,6 +86,7 @@ def registry(small_project: SmallProject, tmp_path_factory: pytest.TempPathFacto
 # --- champion and challenger ---------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_a_life_of_champions(registry: Registry, medicane: Medicane) -> None:
     """The first is champion as it is, a better one follows, a worse one does not; one step back."""
     config = ("--config", registry.config_file)
