@@ -112,12 +112,13 @@ class Run:
 
 @dataclass(frozen=True)
 class FoundRun:
-    """A run of the tracking store: its name, tags, scores, and how it ended."""
+    """A run of the tracking store: its name, tags, parameters, scores, and how it ended."""
 
     run_id: str
     name: str
     status: str
     tags: dict[str, str]
+    params: dict[str, str]
     metrics: dict[str, float]
 
 
@@ -170,6 +171,20 @@ def run_name(run_id: str) -> str:
     return mlflow.MlflowClient().get_run(run_id).info.run_name or run_id
 
 
+def end_cut_runs(config: Config, *, tags: Mapping[str, str]) -> list[str]:
+    """Say of runs that a kill has left open that they were killed; their ids.
+
+    Parameters
+    ----------
+    config, tags
+        Which ones, as for `find_runs`. The caller knows that none of them is alive.
+    """
+    cut = [run.run_id for run in find_runs(config, tags=tags) if run.status == "RUNNING"]
+    for run_id in cut:
+        mlflow.MlflowClient().set_terminated(run_id, "KILLED")
+    return cut
+
+
 def find_runs(
     config: Config, *, name: str | None = None, tags: Mapping[str, str] | None = None
 ) -> list[FoundRun]:
@@ -203,6 +218,7 @@ def find_runs(
                 name=run.info.run_name or run.info.run_id,
                 status=run.info.status,
                 tags=dict(run.data.tags),
+                params=dict(run.data.params),
                 metrics=dict(run.data.metrics),
             )
             for run in runs

@@ -248,6 +248,8 @@ def _make_store(placed: Placed, sea: str, announce: Callable[[str], None]) -> No
 
 
 def _train_row(placed: Placed, name: str, announce: Callable[[str], None], *, sea: str) -> None:
+    from medicane import experiments
+
     row = None if name == BUDGET else name
     config = placed.config(row, sea=sea)
     folder = placed.row_folder(name)
@@ -259,6 +261,7 @@ def _train_row(placed: Placed, name: str, announce: Callable[[str], None], *, se
     folder.mkdir(parents=True, exist_ok=True)
     for stale in folder.glob("*/forecast.nc"):
         stale.unlink()
+    experiments.end_cut_runs(config, tags={"row": name})
     table = "budget" if row is None else placed.study.rows[name].table
     trained = train(
         config,
