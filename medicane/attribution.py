@@ -131,6 +131,48 @@ def occlusion(
     )
 
 
+def element_attention(
+    model: keras.Model, maps: xr.DataArray, *, where: object = "maps"
+) -> xr.DataArray:
+    """Where a detector with triple attention looks in each map; see `location_map`.
+
+    Parameters
+    ----------
+    model
+        A detector of ``model.attention: triple``, or an ensemble of them.
+    maps
+        ``(time, channel, latitude, longitude)`` in any order.
+
+    Returns
+    -------
+    xr.DataArray
+        ``(time, latitude, longitude)`` float32 in [0, 1], on a grid four times as coarse. What the
+        network multiplies its features with: a high value lets a place through, and says not yet
+        that anything there spoke for a medicane.
+
+    Raises
+    ------
+    InputError
+        If the model has no such attention, or the maps are not the model's.
+    """
+    known = [str(name) for name in maps[names.CHANNEL].values]
+    shape = maps.sizes[names.LATITUDE], maps.sizes[names.LONGITUDE]
+    detector.check_maps(model, channels=known, shape=shape, where=where)
+    ordered = maps.transpose(names.TIME, names.LATITUDE, names.LONGITUDE, names.CHANNEL)
+    places = detector.location_map(model, np.asarray(ordered.values, dtype=np.float32))
+    coords: dict[str, Any] = {names.TIME: maps[names.TIME]}
+    for name, n in zip((names.LATITUDE, names.LONGITUDE), places.shape[1:], strict=True):
+        # Each place stands for four cells, the last one for those that are left.
+        coords[name] = [float(maps[name][4 * k : 4 * k + 4].mean()) for k in range(n)]
+    return xr.DataArray(
+        places,
+        coords=coords,
+        dims=(names.TIME, names.LATITUDE, names.LONGITUDE),
+        name="location",
+        attrs={"long_name": "share of the features that is let through", "units": "1"},
+    )
+
+
 def training_mean(model: keras.Model) -> NDArray[np.float32]:
     """Mean of each channel over the training split, (C,), as the detector carries it.
 

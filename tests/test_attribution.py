@@ -11,7 +11,7 @@ import xarray as xr
 from scipy.special import logit as logit_of
 
 from medicane import model as detector
-from medicane.attribution import occlusion, training_mean
+from medicane.attribution import element_attention, occlusion, training_mean
 from medicane.errors import InputError
 from medicane.model.parts import assemble
 from tests.small_networks import CHANNELS, STATISTICS, answers, build, standard_maps
@@ -216,3 +216,17 @@ def test_a_network_without_a_mean_has_nothing_to_put_in_place() -> None:
     bare = assemble(encoder, head, channels=CHANNELS, facts=facts, out_of_domain=False)
     with pytest.raises(InputError, match="model: must normalise its maps; found no such layer"):
         occlusion(bare, window(2))
+
+
+def test_the_place_of_attention_on_the_map() -> None:
+    network, maps = build(attention="triple", blocks=[1, 1], growth_rate=4), window(3)[..., :14]
+    found = element_attention(network, maps)
+    assert found.dims == ("time", "latitude", "longitude")
+    np.testing.assert_array_equal(found.latitude, [42.5, 38.5, 34.5])  # of four rows each
+    np.testing.assert_array_equal(found.longitude, [6.5, 10.5, 14.5, 17.5])  # two are left over
+    images = maps.transpose("time", "latitude", "longitude", "channel").values
+    np.testing.assert_array_equal(found, detector.location_map(network, images))
+    with pytest.raises(InputError, match="must have attention triple"):
+        element_attention(build(), maps)
+    with pytest.raises(InputError, match="needs the channels"):
+        element_attention(network, maps[:, ::-1])

@@ -67,6 +67,7 @@ def test_runs_are_found_by_name_and_tags(config: Config) -> None:
         ("gru", "rivals", "FINISHED")
     ]
     assert found[0].metrics == {"test_csi": 0.5}
+    assert found[0].params["model.rnn"] == config.model.rnn
     tables = [one.tags["table"] for one in experiments.find_runs(config, name="gru")]
     assert tables == ["ablations", "rivals"]  # the newest first
     assert experiments.find_runs(config, name="nobody") == []

@@ -62,14 +62,15 @@ def _spans(mask: NDArray[np.bool_], days: NDArray, step: float) -> list[tuple[fl
     return [(days[a], days[b - 1] - days[a] + step) for a, b in edges.reshape(-1, 2)]
 
 
-def _shade(ax: Axes, labels: NDArray, days: NDArray, step: float) -> None:
+def shade_labels(ax: Axes, labels: NDArray, days: NDArray, step: float) -> None:
+    """Observed medicanes and unknown maps along an axis of days, each a step wide."""
     ax.broken_barh(
         _spans(labels == names.UNKNOWN, days, step), (0, 1), color=UNKNOWN, alpha=0.6, lw=0
     )
     ax.broken_barh(_spans(labels == names.MEDICANE, days, step), (0, 1), color=STORM, lw=0.8)
 
 
-def _with_breaks(days: NDArray, values: NDArray, step: float) -> tuple[NDArray, NDArray]:
+def with_breaks(days: NDArray, values: NDArray, step: float) -> tuple[NDArray, NDArray]:
     """The series with a NaN in every time gap, so that no line bridges it."""
     gaps = np.flatnonzero(np.diff(days) > 1.5 * step) + 1
     return np.insert(days, gaps, days[gaps] - step / 2), np.insert(values, gaps, np.nan)
@@ -131,8 +132,8 @@ def probability_strip(
         ax.set_axisbelow(True)
         if not inside.any():
             continue
-        x, y = _with_breaks(days[inside], p[inside], step)
-        _shade(ax, labels[inside], days[inside], step)
+        x, y = with_breaks(days[inside], p[inside], step)
+        shade_labels(ax, labels[inside], days[inside], step)
         ax.fill_between(x, 0, y, color=COLOURS[0], alpha=0.35, lw=0)
         ax.plot(x, y, color=COLOURS[0], lw=0.9)
         if threshold is not None:
@@ -197,11 +198,11 @@ def storm_zooms(
         last = int(np.flatnonzero(stamps == storm["end"])[0])
         window = (days >= days[first] - days_around) & (days <= days[last] + days_around)
         here = days[window] - days[first]
-        _shade(ax, labels[window], here, step)
+        shade_labels(ax, labels[window], here, step)
         for k, (name, (probability, detection)) in enumerate(forecasts.items()):
             colour = COLOURS[k % len(COLOURS)]
             if k == 0:
-                x, y = _with_breaks(here, np.asarray(probability, float)[window], step)
+                x, y = with_breaks(here, np.asarray(probability, float)[window], step)
                 ax.plot(x, y, color=colour, lw=1.6, marker=".", ms=3.5, label=name)
             found = np.asarray(detection, bool)[window]
             ax.broken_barh(_spans(found, here, step), (-0.1 * (k + 1) - 0.02, 0.07), color=colour)

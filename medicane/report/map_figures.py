@@ -20,7 +20,7 @@ INK = "#1d2b36"
 COAST_DEGREES = 0.05
 
 
-def _coast(ax: Axes, latitude: NDArray, longitude: NDArray) -> None:
+def draw_coast(ax: Axes, latitude: NDArray, longitude: NDArray) -> None:
     """Coastlines of the domain at 0.05 degrees, from the land mask: nothing is downloaded."""
     lat = np.arange(latitude.min(), latitude.max() + COAST_DEGREES, COAST_DEGREES)
     lon = np.arange(longitude.min(), longitude.max() + COAST_DEGREES, COAST_DEGREES)
@@ -28,13 +28,23 @@ def _coast(ax: Axes, latitude: NDArray, longitude: NDArray) -> None:
     ax.contour(lon, lat, land, levels=[0.5], colors=INK, linewidths=0.6, alpha=0.75)
 
 
-def _field(maps: xr.DataArray, wanted: Sequence[str]) -> tuple[str, NDArray] | None:
+def first_channel(maps: xr.DataArray, wanted: Sequence[str]) -> tuple[str, NDArray] | None:
     """The first of the wanted channels that the map has: its name and its values."""
     channels = [str(name) for name in maps[names.CHANNEL].values]
     for name in wanted:
         if name in channels:
             return name, np.asarray(maps.isel({names.CHANNEL: channels.index(name)}), float)
     return None
+
+
+def frame_degrees(ax: Axes, *, every: float) -> None:
+    """Degrees east and north along a map, so many apart, and a frame around it."""
+    for axis in (ax.xaxis, ax.yaxis):
+        axis.set_major_locator(MultipleLocator(every))
+    ax.xaxis.set_major_formatter(lambda x, _: f"{abs(x):g}°{'W' if x < 0 else 'E'}")
+    ax.yaxis.set_major_formatter(lambda y, _: f"{abs(y):g}°{'S' if y < 0 else 'N'}")
+    for spine in ax.spines.values():
+        spine.set_visible(True)
 
 
 def case_map(
@@ -55,18 +65,18 @@ def case_map(
         Half the width of the zoom.
     """
     lat, lon = maps[names.LATITUDE].values, maps[names.LONGITUDE].values
-    pressure = _field(maps, ("msl", "msl_local"))
-    shading = _field(
+    pressure = first_channel(maps, ("msl", "msl_local"))
+    shading = first_channel(
         maps,
         ("thickness_600_300_local", "thickness_900_600_local", "wind10", "msl_local"),
     )
-    wind = [_field(maps, (name,)) for name in ("u10", "v10")]
+    wind = [first_channel(maps, (name,)) for name in ("u10", "v10")]
     speed = None
     if wind[0] is not None and wind[1] is not None:
         speed = np.hypot(wind[0][1], wind[1][1])
     if shading is None and speed is not None:
         shading = ("wind10", speed)
-    lowest = _field(maps, ("msl_local", "msl"))
+    lowest = first_channel(maps, ("msl_local", "msl"))
     if centre is not None and not all(map(math.isfinite, centre)):
         centre = None
     if centre is None and lowest is not None:
@@ -103,7 +113,7 @@ def case_map(
                 rasterized=True,
                 alpha=0.9,
             )
-        _coast(ax, lat, lon)
+        draw_coast(ax, lat, lon)
         if pressure is not None:
             hpa = pressure[1] / 100
             every = 2.0 if k else 4.0
@@ -133,12 +143,7 @@ def case_map(
             corners = [west, east, east, west, west], [south, south, north, north, south]
             ax.plot(*corners, color="k", lw=0.9)
         ax.set(xlim=box[2:], ylim=box[:2], aspect=aspect)
-        for axis in (ax.xaxis, ax.yaxis):
-            axis.set_major_locator(MultipleLocator(2 if k else 5))
-        ax.xaxis.set_major_formatter(lambda x, _: f"{abs(x):g}°{'W' if x < 0 else 'E'}")
-        ax.yaxis.set_major_formatter(lambda y, _: f"{abs(y):g}°{'S' if y < 0 else 'N'}")
-        for spine in ax.spines.values():
-            spine.set_visible(True)
+        frame_degrees(ax, every=2 if k else 5)
     axes[0].set_title(title, parse_math=False)
     if filled is not None and shading is not None:
         known = names.CHANNELS.get(shading[0])
