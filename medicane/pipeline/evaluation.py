@@ -70,7 +70,7 @@ def evaluate(
     )
     chosen = maps_where(store, masks[split])
     scored, predicted = forecast_split(
-        config, store, network, masks=masks, split=split, baselines=True, model_uri=file.uri
+        config, store, network, masks=masks, split=split, baselines=True, model_uri=file.pinned
     )
     scores = verification.verify(
         scored.times,

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
+from medicane.report.tables import cell_text
+
 
 class Target(NamedTuple):
     """One target: what is asked, what was found (in words), whether it is met (None: unknown)."""
@@ -35,15 +37,6 @@ def targets(results: Mapping[str, Any], *, row: str) -> list[Target]:
         *_time(results, row),
         *_family(results, row),
     ]
-
-
-def _text(entry: Mapping[str, Any]) -> str:
-    if entry["value"] is None:
-        return "undefined"
-    ends = [entry.get("low"), entry.get("high")]
-    if None in ends:
-        return f"{entry['value']:.2f}"
-    return f"{entry['value']:.2f} [{ends[0]:.2f}, {ends[1]:.2f}]"
 
 
 def difference(found: Mapping[str, Any], a: str, b: str, score: str) -> dict[str, Any] | None:
@@ -82,7 +75,7 @@ def _against_physics(found: Mapping[str, Any], row: str) -> list[Target]:
         told = difference(found, row, "phase_space", score)
         if told is not None:
             asks = f"{name} minus that of phase space + hysteresis: interval above 0"
-            rows.append(Target(asks, _text(told), _above_zero(told)))
+            rows.append(Target(asks, cell_text(told), _above_zero(told)))
     mine = found["models"][row]["auc_pr"]["value"]
     rule = found["models"].get("phase_space", {}).get("auc_pr", {}).get("value")
     if mine is not None and rule is not None and rule < 1:
@@ -97,17 +90,19 @@ def _budget(results: Mapping[str, Any], row: str) -> list[Target]:
     if found is None or row != "detector":
         return []
     mine, rule = found["models"]["budget"], found["models"].get("phase_space")
-    beside = "" if rule is None else f"; physical rule {_text(rule['auc_pr'])}"
+    beside = "" if rule is None else f"; physical rule {cell_text(rule['auc_pr'])}"
     asks = "8 years at 3 %, tested on 12 at 0.8 %: AUC-PR above 0.57 (rule there 0.50)"
     value = mine["auc_pr"]["value"]
-    return [Target(asks, _text(mine["auc_pr"]) + beside, None if value is None else value > 0.57)]
+    return [
+        Target(asks, cell_text(mine["auc_pr"]) + beside, None if value is None else value > 0.57)
+    ]
 
 
 def _levels(mine: Mapping[str, Any]) -> list[Target]:
     def level(name: str, score: str, good: Callable[[float], bool], asks: str) -> Target:
         value = mine[score]["value"]
         met = None if value is None else good(value)
-        return Target(f"{name} {asks}", _text(mine[score]), met)
+        return Target(f"{name} {asks}", cell_text(mine[score]), met)
 
     events = mine["events"]
     alarms = events["false_alarms_per_year"]
@@ -140,7 +135,7 @@ def _time(results: Mapping[str, Any], row: str) -> list[Target]:
     ):
         told = results["acceptance"][key]
         if told["found"] is not None:
-            rows.append(Target(asks, _text(told["found"]["auc_pr"]), told["holds"]))
+            rows.append(Target(asks, cell_text(told["found"]["auc_pr"]), told["holds"]))
     return rows
 
 

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from medicane.report.tables import _decimal, _no_pipe, percent, score_table_markdown
+from medicane.report.tables import decimal, no_pipe, percent, score_table_markdown
 
 #: What every detector of this kind must not be used for.
 _NOT_FOR = (
@@ -128,7 +128,7 @@ def _label(label: Mapping[str, Any]) -> list[str]:
     version = label.get("version", "unknown")
     lines = [f"Label definition `{version}`:", "", "| | |", "|---|---|"]
     return lines + [
-        f"| `{key}` | {_no_pipe(str(value))} |" for key, value in label.items() if key != "version"
+        f"| `{key}` | {no_pipe(str(value))} |" for key, value in label.items() if key != "version"
     ]
 
 
@@ -144,12 +144,12 @@ def _scores(scores: Mapping[str, Any], facts: Mapping[str, Any]) -> list[str]:
         score_table_markdown(scores),
         "",
         f"* Threshold: {scores['threshold']:.4g}, temperature {facts.get('temperature', 1.0):.3g}. "
-        f"It costs {_decimal(events['false_alarms_per_year'], 1)} false alarms a year "
-        f"({_decimal(low, 1)} to {_decimal(high, 1)}), and finds {events['hits']} of "
+        f"It costs {decimal(events['false_alarms_per_year'], 1)} false alarms a year "
+        f"({decimal(low, 1)} to {decimal(high, 1)}), and finds {events['hits']} of "
         f"{events['hits'] + events['misses']} storms"
-        f" ({_decimal(events['pod']['low'])} to {_decimal(events['pod']['high'])} of all), on the "
-        f"mean {_decimal(events['onset_delay_hours'], 1)} h after their begin.",
-        f"* Expected calibration error: {_decimal(entry['ece']['value'], 3)}.",
+        f" ({decimal(events['pod']['low'])} to {decimal(events['pod']['high'])} of all), on the "
+        f"mean {decimal(events['onset_delay_hours'], 1)} h after their begin.",
+        f"* Expected calibration error: {decimal(entry['ece']['value'], 3)}.",
     ]
     hard = entry.get("hard_negatives", {})
     if hard.get("n_maps"):

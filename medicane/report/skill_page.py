@@ -10,7 +10,7 @@ import numpy as np
 
 from medicane import names
 from medicane.report import figures
-from medicane.report.tables import _cell_text, _decimal, _no_pipe, percent
+from medicane.report.tables import cell_text, decimal, no_pipe, percent
 
 if TYPE_CHECKING:
     from medicane.evaluate import ScoredForecasts
@@ -21,6 +21,14 @@ UNTRAINED = {
     "phase_space_fitted": "phase space, thresholds fitted on validation",
     "climatology": "climatology (month of the year)",
     "out_of_domain": "autoencoder, reconstruction error",
+}
+#: Said of a row below the tables.
+REMARKS = {
+    "densenet121": "DenseNet121 started from random weights and with nothing frozen: ImageNet's "
+    "were not within reach (`model.weights` takes a local file). It costs twenty times the "
+    "default a map, so that the same minutes show it fewer epochs.",
+    "out_of_domain": "The autoencoder has seen no label: its error flags what is unlike the "
+    "training maps, and is listed to show that this is not the same as a medicane.",
 }
 _SCORES = (("auc_pr", "AUC-PR"), ("csi", "CSI"), ("pod", "POD"), ("far", "FAR"))
 _MARK = {True: "yes", False: "**no**", None: "not measured"}
@@ -74,7 +82,8 @@ def write_skill_page(
         _score_table(results, main, "rivals"),
         f"![Scores with intervals]({pictures.name}/{drawn['scores']})",
         "Minutes are processor time over all cores, validation included, divided by two: minutes "
-        "on two free cores. *Archives*: the forecast looks ahead, as the physical rule does.",
+        "on two free cores. *Archives*: the forecast looks ahead, as the physical rule does. "
+        + " ".join(told for name, told in REMARKS.items() if name in main["models"]),
         "## Training ideas",
         "Each row changes one thing of the default; Δ is the row minus the default.",
         _score_table(results, main, "ablations"),
@@ -113,13 +122,13 @@ def headline(results: Mapping[str, Any], row: str = "detector") -> str:
     told = (
         f"on an *idealised sea* at a base rate of {percent(found['base_rate'])}, "
         f"{_years(found):.3g} unseen years, {found['n_storms']} storms: "
-        f"CSI {_cell_text(mine['csi'])}, AUC-PR {_cell_text(mine['auc_pr'])}"
+        f"CSI {cell_text(mine['csi'])}, AUC-PR {cell_text(mine['auc_pr'])}"
     )
     rule = found["models"].get("phase_space")
     if rule is not None:
         told += (
-            f"; phase space + hysteresis: CSI {_cell_text(rule['csi'])}, "
-            f"AUC-PR {_cell_text(rule['auc_pr'])}"
+            f"; phase space + hysteresis: CSI {cell_text(rule['csi'])}, "
+            f"AUC-PR {cell_text(rule['auc_pr'])}"
         )
     return told
 
@@ -132,8 +141,8 @@ def _headline(results: Mapping[str, Any]) -> str:
     if "ensemble" in results["sets"]["benchmark"]["models"]:
         mine = results["sets"]["benchmark"]["models"]["ensemble"]
         lines.append(
-            f"{_title(results, 'ensemble').capitalize()}: CSI {_cell_text(mine['csi'])}, "
-            f"AUC-PR {_cell_text(mine['auc_pr'])}."
+            f"{_title(results, 'ensemble').capitalize()}: CSI {cell_text(mine['csi'])}, "
+            f"AUC-PR {cell_text(mine['auc_pr'])}."
         )
     return " ".join(lines)
 
@@ -162,7 +171,7 @@ def _title(results: Mapping[str, Any], name: str) -> str:
     if name == "budget":
         return "the default, trained on 8 years at 3 %"
     row = results["rows"].get(name)
-    return _no_pipe(row["title"] if row else UNTRAINED.get(name, name))
+    return no_pipe(row["title"] if row else UNTRAINED.get(name, name))
 
 
 def _members(results: Mapping[str, Any], found: Mapping[str, Any], table: str | None) -> list[str]:
@@ -189,10 +198,12 @@ def _score_table(results: Mapping[str, Any], found: Mapping[str, Any], table: st
         cells = [_title(results, name)]
         if name == found["reference"]:
             cells[0] = f"**{cells[0]}**"
-        cells += [_cell_text(entry[key]) for key, _ in _SCORES]
+        cells += [cell_text(entry[key]) for key, _ in _SCORES]
         gap = found["differences"].get(name)
-        cells += ["" if gap is None else _cell_text(gap[key]) for key in ("auc_pr", "csi")]
-        cells += [_decimal(entry["brier_skill"]["value"]), _decimal(entry["ece"]["value"], 4)]
+        cells += [
+            "" if gap is None else cell_text(gap[key], sign=True) for key in ("auc_pr", "csi")
+        ]
+        cells += [decimal(entry["brier_skill"]["value"]), decimal(entry["ece"]["value"], 4)]
         if trained:
             row = results["rows"].get(name, {})
             own = row.get("model_of") is None
@@ -216,8 +227,8 @@ def _event_table(results: Mapping[str, Any], found: Mapping[str, Any]) -> str:
         span = "" if pod.get("low") is None else f" [{pod['low']:.2f}, {pod['high']:.2f}]"
         lines.append(
             f"| {_title(results, name)} | {events['hits']} of {total}{span} | "
-            f"{events.get('hits_half', '')} | {_decimal(events['false_alarms_per_year'], 1)} | "
-            f"{_decimal(events['onset_delay_hours'], 1)} |"
+            f"{events.get('hits_half', '')} | {decimal(events['false_alarms_per_year'], 1)} | "
+            f"{decimal(events['onset_delay_hours'], 1)} |"
         )
     return "\n".join(lines)
 
@@ -244,7 +255,7 @@ def _kinds_table(results: Mapping[str, Any], found: Mapping[str, Any]) -> str:
 
 def _asked_table(rows: Asked) -> str:
     lines = ["| asked | found | met |", "|---|---|---|"]
-    lines += [f"| {_no_pipe(a)} | {_no_pipe(f)} | {_MARK[met]} |" for a, f, met in rows]
+    lines += [f"| {no_pipe(a)} | {no_pipe(f)} | {_MARK[met]} |" for a, f, met in rows]
     return "\n".join(lines)
 
 
@@ -256,12 +267,12 @@ def _property(told: Mapping[str, Any]) -> tuple[str, str, bool | None]:
 def _words(found: Any) -> str:
     if isinstance(found, Mapping):
         if "low" in found:
-            return _cell_text(found)
+            return cell_text(found)
         return ", ".join(
             f"{key.replace('_', ' ')} {_words(value)}" for key, value in found.items()
         ).strip()
     if isinstance(found, float):
-        return _decimal(found, 3)
+        return decimal(found, 3)
     return str(found)
 
 

@@ -34,11 +34,11 @@ def score_table_markdown(scores: Mapping[str, Any]) -> str:
         "|---" * (len(columns) + 3) + "|",
     ]
     for name, entry in scores["models"].items():
-        cells = [_cell_text(entry[key]) for key, *_ in columns]
+        cells = [cell_text(entry[key]) for key, *_ in columns]
         events = entry["events"]
         cells.append(f"{events['hits']}/{events['hits'] + events['misses']}")
-        cells.append(_decimal(events["false_alarms_per_year"], 1))
-        lines.append(f"| {_no_pipe(name)} | " + " | ".join(cells) + " |")
+        cells.append(decimal(events["false_alarms_per_year"], 1))
+        lines.append(f"| {no_pipe(name)} | " + " | ".join(cells) + " |")
     lines.append("")
     lines.append(
         f"{scores['split']}: {scores['n_maps']} maps, {scores['n_storms']} storms, base rate "
@@ -51,7 +51,7 @@ def number(value: float | None) -> float:
     return math.nan if value is None else float(value)
 
 
-def _decimal(value: float | None, digits: int = 2) -> str:
+def decimal(value: float | None, digits: int = 2) -> str:
     """A number, or a dash where it is undefined."""
     if value is None or not math.isfinite(value):
         return "–"
@@ -64,16 +64,16 @@ def percent(value: float | None) -> str:
     return "–" if value is None else f"{100 * value:.2f} %"
 
 
-def _cell_text(entry: Mapping[str, Any], *, sign: bool = False) -> str:
-    text = _decimal(entry["value"])
+def cell_text(entry: Mapping[str, Any], *, sign: bool = False) -> str:
+    text = decimal(entry["value"])
     if sign and entry["value"] is not None and entry["value"] > 0:
         text = f"+{text}"
     if entry.get("low") is not None and entry.get("high") is not None:
-        text += f" [{_decimal(entry['low'])}, {_decimal(entry['high'])}]"
+        text += f" [{decimal(entry['low'])}, {decimal(entry['high'])}]"
     return text
 
 
-def _no_pipe(text: str) -> str:
+def no_pipe(text: str) -> str:
     return text.replace("|", "\\|")
 
 
@@ -96,7 +96,7 @@ def cards(scores: Mapping[str, Any], main: str) -> str:
     ]
     html = "".join(
         f'<div class="card" title="{escape(what)}"><span>{heading}</span>'
-        f"<b>{_decimal(value['value'])}</b><small>{_range(value)}</small></div>"
+        f"<b>{decimal(value['value'])}</b><small>{_range(value)}</small></div>"
         for heading, value, what in cards
     )
     total = events["hits"] + events["misses"]
@@ -104,7 +104,7 @@ def cards(scores: Mapping[str, Any], main: str) -> str:
         '<div class="card"><span>storms found</span>'
         f"<b>{events['hits']} of {total}</b><small>{_range(events['pod'])}</small></div>"
         '<div class="card"><span>false alarms a year</span>'
-        f"<b>{_decimal(events['false_alarms_per_year'], 1)}</b><small>"
+        f"<b>{decimal(events['false_alarms_per_year'], 1)}</b><small>"
         + _range(
             {part: events[f"false_alarms_per_year_{part}"] for part in ("low", "high")}, digits=1
         )
@@ -116,7 +116,7 @@ def cards(scores: Mapping[str, Any], main: str) -> str:
 def _range(entry: Mapping[str, Any], *, digits: int = 2) -> str:
     if entry.get("low") is None or entry.get("high") is None:
         return escape(str(entry.get("note", "no interval")))
-    return f"{_decimal(entry['low'], digits)} to {_decimal(entry['high'], digits)}"
+    return f"{decimal(entry['low'], digits)} to {decimal(entry['high'], digits)}"
 
 
 def _score_cell(entry: Mapping[str, Any], *, mark: str = "") -> str:
@@ -124,9 +124,9 @@ def _score_cell(entry: Mapping[str, Any], *, mark: str = "") -> str:
     hint = f' title="{escape(note)}"' if note else ""
     star = "<sup>*</sup>" if note else ""
     low, high = entry.get("low"), entry.get("high")
-    interval = "" if low is None or high is None else f"{_decimal(low)} to {_decimal(high)}"
+    interval = "" if low is None or high is None else f"{decimal(low)} to {decimal(high)}"
     return (
-        f'<td{hint} class="{mark}"><b>{_decimal(entry["value"])}</b>{star}'
+        f'<td{hint} class="{mark}"><b>{decimal(entry["value"])}</b>{star}'
         f"<small>{interval}</small></td>"
     )
 
@@ -170,12 +170,12 @@ def event_table(scores: Mapping[str, Any], order: Sequence[str]) -> str:
         rows.append(
             f'<tr><th scope="row">{escape(name)}</th>'
             f"<td>{events['hits']}</td><td>{events['hits_half']}</td><td>{events['misses']}</td>"
-            f"<td><b>{_decimal(events['pod']['value'])}</b><small>{_range(events['pod'])}</small></td>"
+            f"<td><b>{decimal(events['pod']['value'])}</b><small>{_range(events['pod'])}</small></td>"
             f"<td>{events['false_alarms']}</td>"
-            f"<td><b>{_decimal(events['false_alarms_per_year'], 1)}</b>"
-            f"<small>{_decimal(low, 1)} to {_decimal(high, 1)}</small></td>"
-            f"<td>{_decimal(events['onset_delay_hours'], 1)}</td>"
-            f"<td>{_decimal(events['centre_error_km'], 0)}</td></tr>"
+            f"<td><b>{decimal(events['false_alarms_per_year'], 1)}</b>"
+            f"<small>{decimal(low, 1)} to {decimal(high, 1)}</small></td>"
+            f"<td>{decimal(events['onset_delay_hours'], 1)}</td>"
+            f"<td>{decimal(events['centre_error_km'], 0)}</td></tr>"
         )
     head = "".join(
         f'<th scope="col">{text}</th>'
@@ -209,7 +209,7 @@ def storm_table(scores: Mapping[str, Any], order: Sequence[str]) -> str:
             if one["hit"] is None:
                 verdicts += "<td>no forecast</td>"
             elif one["hit"]:
-                delay = _decimal(one["onset_delay_hours"], 0)
+                delay = decimal(one["onset_delay_hours"], 0)
                 verdicts += (
                     f'<td class="better">{one["n_detected"]} of {one["n_maps"]}'
                     f"<small>after {delay} h</small></td>"
@@ -219,7 +219,7 @@ def storm_table(scores: Mapping[str, Any], order: Sequence[str]) -> str:
         rows.append(
             f'<tr><th scope="row">{escape(storm["storm"])}</th><td>{escape(storm["start"])}</td>'
             f"<td>{escape(storm['end'])}</td><td>{storm['n_maps']}</td>"
-            f"<td>{_decimal(storm['max_probability'])}</td>{verdicts}</tr>"
+            f"<td>{decimal(storm['max_probability'])}</td>{verdicts}</tr>"
         )
     return f"<table><thead><tr>{head}</tr></thead><tbody>{''.join(rows)}</tbody></table>"
 
@@ -231,7 +231,7 @@ def episode_table(episodes: Sequence[Mapping[str, Any]], main: str) -> str:
     shown = sorted(false, key=lambda run: -(run["max_probability"] or 0.0))[:MOST_EPISODES]
     rows = "".join(
         f'<tr><th scope="row">{escape(run["start"])}</th><td>{escape(run["end"])}</td>'
-        f"<td>{run['n_maps']}</td><td>{_decimal(run['max_probability'])}</td></tr>"
+        f"<td>{run['n_maps']}</td><td>{decimal(run['max_probability'])}</td></tr>"
         for run in shown
     )
     return (
@@ -275,14 +275,14 @@ def comparison_table_markdown(table: Mapping[str, Any]) -> str:
     columns = COLUMNS[:5]
     heading = " | ".join(heading for _, heading, *_ in columns)
     lines = [score_table_markdown(table), ""]
-    lines.append(f"| minus {_no_pipe(table['reference'])} | {heading} |")
+    lines.append(f"| minus {no_pipe(table['reference'])} | {heading} |")
     lines.append("|---" * (len(columns) + 1) + "|")
     for name, scores in table["differences"].items():
         cells = [
-            _cell_text(scores[key], sign=True) + _star(_sign(scores[key], best))
+            cell_text(scores[key], sign=True) + _star(_sign(scores[key], best))
             for key, _, best, _ in columns
         ]
-        lines.append(f"| {_no_pipe(name)} | " + " | ".join(cells) + " |")
+        lines.append(f"| {no_pipe(name)} | " + " | ".join(cells) + " |")
     lines.append("")
     lines.append(
         "Differences are paired over the same resamples; (+) better and (-) worse where the "
