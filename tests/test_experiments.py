@@ -217,3 +217,19 @@ def test_what_was_not_evaluated_is_told(config: Config, tmp_path: Path) -> None:
         with pytest.raises(InputError, match=law) as told:
             experiments.evaluation_folder(run, split="test")
         assert "\n" not in str(told.value)
+
+
+# --- files ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("uri", "version", "pinned"),
+    [
+        ("models:/medicane@challenger", "3", "models:/medicane/3"),
+        ("models:/medicane/2", "2", "models:/medicane/2"),
+        ("runs:/0a1b/model", "run", "runs:/0a1b/model"),
+        ("file:///data/me@home/detector.keras", "file", "file:///data/me@home/detector.keras"),
+    ],
+)
+def test_a_uri_that_outlives_its_alias(uri: str, version: str, pinned: str) -> None:
+    assert experiments.ModelFile(Path("detector.keras"), uri, version, None).pinned == pinned

@@ -52,6 +52,13 @@ class ModelFile:
     version: str
     run_id: str | None
 
+    @property
+    def pinned(self) -> str:
+        """A URI that means this version still, when its alias has moved on."""
+        name, alias, _ = self.uri.partition("@")
+        registered = self.uri.startswith("models:/") and alias
+        return f"{name}/{self.version}" if registered else self.uri
+
 
 class RunFolder(NamedTuple):
     """A folder of artifacts on this machine, and the run that they are of (None: a folder)."""

@@ -43,7 +43,7 @@ MOST_PANELS = 6
 def storm_maps(
     maps: xr.DataArray, *, centres: ArrayLike, titles: Sequence[str], path: ArrayLike | None = None
 ) -> Figure:
-    """A storm at a few times: pressure contours over the anomaly of thickness.
+    """A storm at a few times: pressure contours every 4 hPa over the anomaly of thickness.
 
     Parameters
     ----------
@@ -227,7 +227,7 @@ def looked_at(
         field = np.asarray(values, float)
         limit = max(float(np.nanmax(np.abs(field), initial=0)), 1e-9)
         filled = _shaded(ax, values, field, limit=limit)
-        _pressure(ax, maps, every=4)
+        _pressure(ax, maps)
         _centre(ax, np.asarray(centre, float))
         ax.set_title(title, parse_math=False, fontsize=9)
         _framed(ax, maps, whole, every=10)
@@ -285,8 +285,9 @@ def _shaded(ax: Axes, where: xr.DataArray, values: NDArray, *, limit: float) -> 
     )
 
 
-def _pressure(ax: Axes, maps: xr.DataArray, *, every: float = 2.0) -> None:
+def _pressure(ax: Axes, maps: xr.DataArray) -> None:
     found = first_channel(maps, ("msl", "msl_local"))
+    every = 4.0
     if found is not None:
         hpa = found[1] / 100
         low, high = np.nanmin(hpa), np.nanmax(hpa)
