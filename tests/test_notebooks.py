@@ -62,7 +62,7 @@ def demo_of_two(demo: Path) -> Path:
         return demo
     values = yaml.safe_load((demo / "config.yaml").read_text(encoding="utf-8"))
     values["model"]["rnn"] = "none"
-    (demo / "single_map.yaml").write_text(yaml.safe_dump(values), encoding="utf-8")
+    (demo / "single_map.yaml").write_text(yaml.safe_dump(values, sort_keys=False), encoding="utf-8")
     config = load_config(demo / "single_map.yaml")
     pipeline.train(config)
     pipeline.evaluate(config, out=demo / "single_map")
