@@ -120,7 +120,10 @@ def _patches(store: xr.Dataset, at: np.ndarray) -> np.ndarray:
 
 
 def _clean_oracle(placed: Placed, kept: Path | None) -> dict[str, Any]:
-    """CSI of the rule on the truth file's noise-free phase space, over the whole benchmark sea."""
+    """CSI of the rule on the truth file's noise-free phase space, over the whole benchmark sea.
+
+    Held for each storm by itself: two short-lived warm cores of two storms are no lasting one.
+    """
     from medicane.phase_space import hold, satisfies
     from medicane.pipeline.study import BENCHMARK
 
@@ -135,7 +138,13 @@ def _clean_oracle(placed: Placed, kept: Path | None) -> dict[str, Any]:
         definition=config.label,
     )
     step = config.data.step_hours
-    held = hold(rule, truth["time"].values, min_hours=config.label.min_hours, step_hours=step)
+    times, storm = truth["time"].values, truth["storm"].values.astype(str)
+    held = np.zeros(rule.shape, bool)
+    for part in np.split(np.arange(rule.size), np.flatnonzero(storm[1:] != storm[:-1]) + 1):
+        if rule[part].any():
+            held[part] = hold(
+                rule[part], times[part], min_hours=config.label.min_hours, step_hours=step
+            )
     label = truth["medicane"].values == 1
     csi = float((held & label).sum() / max((held | label).sum(), 1))
     return {"csi": csi, "n_maps": int(label.size), "holds": csi > 0.99}

@@ -63,6 +63,9 @@ def gather(placed: Placed) -> Path:
         "machine": f"{platform.machine()}, Python {platform.python_version()}",
         "recipe": placed.config().model_dump(mode="json", exclude={"tracking"}),
         "rows": {name: told for name in placed.study.rows if (told := _row_told(placed, name))},
+        "not_trained": [
+            row.title for name, row in placed.study.rows.items() if not _row_told(placed, name)
+        ],
         "sets": sets,
         "acceptance": acceptance(placed, out),
     }

@@ -75,6 +75,7 @@ def write_skill_page(
         "Intervals are 95 %, bootstrapped by storm and by week; differences are paired over the "
         "same resamples. Threshold and temperature were chosen on validation; the test years were "
         "seen by nothing. *Synthetic data only: nothing here says how it does on reanalyses.*",
+        _missing(results),
         "## Targets",
         *(f"### {title}\n\n{_asked_table(rows)}" for title, rows in targets.items() if rows),
         "## Rivals",
@@ -145,6 +146,11 @@ def _headline(results: Mapping[str, Any]) -> str:
             f"AUC-PR {cell_text(mine['auc_pr'])}."
         )
     return " ".join(lines)
+
+
+def _missing(results: Mapping[str, Any]) -> str:
+    titles = results.get("not_trained")
+    return f"Rows of the study that are not trained yet: {', '.join(titles)}." if titles else ""
 
 
 def _years(found: Mapping[str, Any]) -> float:
