@@ -189,6 +189,7 @@ def test_only_registered_models_and_maps_with_medicanes_decide(
     registry: Registry, medicane: Medicane, tmp_path: Path
 ) -> None:
     config = ("--config", registry.config_file)
+    registry.challenger("undecided", CALLS_NONE)
     line = medicane("promote", *config, "--model", registry.project.model_path).line
     assert "must be a registered model, as models:/medicane@challenger" in line
     assert "no such model" in medicane("promote", *config, "--model", "models:/medicane/99").line
