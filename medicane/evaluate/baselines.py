@@ -118,8 +118,9 @@ def baseline_forecasts(
     validation: ArrayLike,
     test: ArrayLike,
     definition: config.Label,
+    on: xr.Dataset | None = None,
 ) -> dict[str, Forecast]:
-    """The forecasts to beat, for the maps of `test`.
+    """The forecasts to beat, for the maps of `test`, or for other maps.
 
     ``phase_space`` is the rule as the definition states it; ``phase_space_fitted`` is its
     warm-core score with calibration and threshold fitted on validation, as the model's are: a
@@ -134,6 +135,9 @@ def baseline_forecasts(
         Boolean masks of shape (time,).
     definition
         The label definition, whose thresholds are the rule's.
+    on
+        Maps of another store to forecast instead of those of `test`: what is fitted is fitted on
+        `store` all the same.
 
     Returns
     -------
@@ -142,29 +146,32 @@ def baseline_forecasts(
     """
     train, validation, test = (np.asarray(mask, bool) for mask in (train, validation, test))
     times, labels = store["time"].values, np.asarray(store["medicane"].values)
-    monthly = climatology(times[train], labels[train], times[test])
+    source, at = (store, test) if on is None else (on, np.ones(on.sizes["time"], bool))
+    monthly = climatology(times[train], labels[train], source["time"].values[at])
     found: dict[str, Forecast] = {}
     if {"b", "vtl", "vtu", "low_msl"} <= set(store):
         score, detection = physical_rule(store, definition)
         rule = fit_rule(detection[validation], labels[validation])
+        curve, threshold = fit_score(score[validation], labels[validation])
+        if on is not None:
+            score, detection = physical_rule(on, definition)
         located = {
-            f"centre_{axis}": store[f"low_{axis}"].values[test]
+            f"centre_{axis}": source[f"low_{axis}"].values[at]
             for axis in ("latitude", "longitude")
-            if f"low_{axis}" in store
+            if f"low_{axis}" in source
         }
         found["phase_space"] = Forecast(
-            rule.probability(detection[test]),
-            detection=detection[test],
-            score=score[test],
+            rule.probability(detection[at]),
+            detection=detection[at],
+            score=score[at],
             note=(
                 f"as a probability: {rule.yes:.3g} where the rule holds, {rule.no:.3g} where not, "
                 "the frequencies of the validation split; AUC-PR ranks by the warm-core score"
             ),
             **located,
         )
-        curve, threshold = fit_score(score[validation], labels[validation])
         found["phase_space_fitted"] = Forecast(
-            curve.probability(score[test]),
+            curve.probability(score[at]),
             threshold=threshold.value,
             note="the warm-core score; calibration and threshold are those of the validation split",
             **located,

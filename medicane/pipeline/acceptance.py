@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import json
-from pathlib import Path
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import xarray as xr
 
 from medicane import names
+from medicane.pipeline.targets import difference
 
 if TYPE_CHECKING:
     from medicane.pipeline.study import Placed
@@ -18,15 +18,15 @@ if TYPE_CHECKING:
 PATCH = 8
 
 
-def acceptance(placed: Placed, results: Path) -> dict[str, dict[str, Any]]:
+def acceptance(placed: Placed, sets: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
     """Measure the list of the benchmark sea.
 
     Parameters
     ----------
     placed
         The study.
-    results
-        Folder with ``forecasts_SET.nc``.
+    sets
+        Set of maps → its scores and differences, as ``results.json`` holds them.
 
     Returns
     -------
@@ -34,42 +34,38 @@ def acceptance(placed: Placed, results: Path) -> dict[str, dict[str, Any]]:
         For each property: ``asks`` (what a good sea shows), ``found`` (numbers), and ``holds``,
         None where a row that it needs is not trained.
     """
-    from medicane.pipeline.study import BENCHMARK
-
     asked = {
         "mslp_alone": (
             "pressure alone does not tell medicanes from other deep lows: ROC-AUC below 0.6",
-            _pressure_alone,
+            _pressure_alone(placed),
         ),
-        "clean_oracle": ("the rule on the noise-free phase space scores 1", _clean_oracle),
+        "clean_oracle": ("the rule on the noise-free phase space scores 1", _clean_oracle(placed)),
         "time_helps": (
             "the sequence model beats the single map in AUC-PR, interval above 0",
-            lambda placed, kept: _difference(kept, "detector", "single_map", sign=1),
+            _difference(sets, "detector", "single_map", sign=1),
         ),
         "order_matters": (
             "with the order shuffled the detector loses AUC-PR, interval below 0",
-            lambda placed, kept: _difference(kept, "shuffled_maps", "detector", sign=-1),
+            _difference(sets, "shuffled_maps", "detector", sign=-1),
         ),
         "baseline": (
             "the sequence model beats noisy phase space + hysteresis in AUC-PR, interval above 0",
-            lambda placed, kept: _difference(kept, "detector", "phase_space", sign=1),
+            _difference(sets, "detector", "phase_space", sign=1),
         ),
-        "base_rates": ("the base rate can be set: realised within a fifth", _base_rates),
+        "base_rates": ("the base rate can be set: realised within a fifth", _base_rates(placed)),
         "other_family": (
             "on the unseen vortex family at least 90 % of the CSI on the known one",
-            lambda placed, kept: _other_family(results),
+            _other_family(sets),
         ),
     }
-    path = results / f"forecasts_{BENCHMARK}.nc"
     found: dict[str, dict[str, Any]] = {}
-    for name, (asks, measure) in asked.items():
-        told = measure(placed, path if path.exists() else None)
+    for name, (asks, told) in asked.items():
         holds = None if told is None else told.pop("holds")
         found[name] = {"asks": asks, "found": told, "holds": holds}
     return found
 
 
-def _pressure_alone(placed: Placed, kept: Path | None) -> dict[str, Any]:
+def _pressure_alone(placed: Placed) -> dict[str, Any]:
     """ROC-AUC of a logistic regression on MSLP around the deepest low, trained on other years."""
     from sklearn.linear_model import LogisticRegression
     from sklearn.metrics import roc_auc_score
@@ -119,7 +115,7 @@ def _patches(store: xr.Dataset, at: np.ndarray) -> np.ndarray:
     return patches
 
 
-def _clean_oracle(placed: Placed, kept: Path | None) -> dict[str, Any]:
+def _clean_oracle(placed: Placed) -> dict[str, Any]:
     """CSI of the rule on the truth file's noise-free phase space, over the whole benchmark sea.
 
     Held for each storm by itself: two short-lived warm cores of two storms are no lasting one.
@@ -150,29 +146,18 @@ def _clean_oracle(placed: Placed, kept: Path | None) -> dict[str, Any]:
     return {"csi": csi, "n_maps": int(label.size), "holds": csi > 0.99}
 
 
-def _difference(kept: Path | None, a: str, b: str, *, sign: int) -> dict[str, Any] | None:
-    """Paired difference a − b in AUC-PR and CSI."""
-    from medicane.evaluate import compare, read_forecasts
-
-    if kept is None:
+def _difference(sets: Mapping[str, Any], a: str, b: str, *, sign: int) -> dict[str, Any] | None:
+    """Paired difference a − b in AUC-PR and CSI, as the benchmark's set was scored."""
+    found = sets.get("benchmark")
+    told = {score: found and difference(found, a, b, score) for score in ("auc_pr", "csi")}
+    if told["auc_pr"] is None or told["csi"] is None:
         return None
-    scored = read_forecasts(kept)
-    if a not in scored.forecasts or b not in scored.forecasts:
-        return None
-    table = compare(
-        scored.times,
-        scored.medicane,
-        scored.storm,
-        forecasts={name: scored.forecasts[name] for name in (b, a)},
-        train_rate=scored.train_rate,
-    )
-    told = {score: table["differences"][a][score] for score in ("auc_pr", "csi")}
     ends = [told["auc_pr"][end] for end in ("low", "high")]
     known = all(end is not None for end in ends)
     return {**told, "holds": bool(min(sign * end for end in ends) > 0) if known else None}
 
 
-def _base_rates(placed: Placed, kept: Path | None) -> dict[str, Any]:
+def _base_rates(placed: Placed) -> dict[str, Any]:
     rates, good = {}, True
     for name in placed.seas():
         with xr.open_dataset(placed.folder / "seas" / name / "truth.nc") as truth:
@@ -183,25 +168,13 @@ def _base_rates(placed: Placed, kept: Path | None) -> dict[str, Any]:
     return {**rates, "holds": good}
 
 
-def _other_family(results: Path) -> dict[str, Any] | None:
-    from medicane.evaluate import contingency_scores, read_forecasts
-
-    csi = {}
-    for name in ("benchmark", "holland"):
-        path = results / f"forecasts_{name}.nc"
-        if not path.exists():
-            return None
-        scored = read_forecasts(path)
-        forecast = scored.forecasts["detector"]
-        detected, label = forecast.detections(), scored.medicane == names.MEDICANE
-        known = (scored.medicane != names.UNKNOWN) & np.isfinite(forecast.ranking())
-        cells = (detected & label, ~detected & label, detected & ~label, ~detected & ~label)
-        table = contingency_scores(*(int((cell & known).sum()) for cell in cells))
-        csi[name] = float(table["csi"])
-    ratio = csi["holland"] / csi["benchmark"] if csi["benchmark"] > 0 else float("nan")
+def _other_family(sets: Mapping[str, Any]) -> dict[str, Any] | None:
+    if not {"benchmark", "holland"} <= set(sets):
+        return None
+    csi = {
+        name: sets[name]["models"]["detector"]["csi"]["value"] for name in ("benchmark", "holland")
+    }
+    if not csi["benchmark"] or csi["holland"] is None:
+        return {"csi": csi, "ratio": None, "holds": None}
+    ratio = csi["holland"] / csi["benchmark"]
     return {"csi": csi, "ratio": ratio, "holds": bool(ratio >= 0.9)}
-
-
-def in_words(told: dict[str, Any]) -> str:
-    """One property's numbers in a line."""
-    return json.dumps(told, default=str)

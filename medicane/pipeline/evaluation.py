@@ -203,7 +203,7 @@ def forecast_split(
         forecasts=forecasts,
         split=split,
         train_rate=float((labels == names.MEDICANE).mean()) if labels.size else float("nan"),
-        kind=_kinds(config, chosen),
+        kind=kinds_of_maps(config, chosen),
         attributes={
             "model_uri": model_uri,
             "mode": config.detect.mode,
@@ -248,7 +248,7 @@ def _metric_name(kind: str) -> str:
     return "".join(letter if letter.isalnum() or letter in "-_. /" else "_" for letter in kind)
 
 
-def _kinds(config: Config, chosen: xr.Dataset) -> NDArray[np.str_] | None:
+def kinds_of_maps(config: Config, chosen: xr.Dataset) -> NDArray[np.str_] | None:
     """Kinds of storm by the catalogue as it is now; None, and told, where it is gone."""
     from medicane.labels import configured_catalogue, kind_of_times
 

@@ -125,7 +125,24 @@ class Placed:
         return [BENCHMARK, *self.study.seas, *([BUDGET] if self.study.budget else [])]
 
     def row_folder(self, row: str) -> Path:
+        """Where the parts of a row are kept."""
         return self.folder / "rows" / row
+
+    def trained(self, row: str) -> dict[str, Any] | None:
+        """What is told of a row's training, and its ``key``; None where it is not trained."""
+        path = self.row_folder(row) / "trained.json"
+        return json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
+
+    def model(self, row: str) -> Any:
+        """The detector of a trained row."""
+        from medicane import experiments
+        from medicane.model import load_detector
+
+        trained = self.trained(row)
+        if trained is None:
+            raise InputError(f"row {row}", "must be trained first", found="no training")
+        file = experiments.model_file(trained["model_uri"], tracking=trained["tracking_uri"])
+        return load_detector(file.path)
 
 
 def place_study(file: Path, folder: Path) -> Placed:
@@ -218,7 +235,7 @@ def run_study(
     for name in wanted:
         for target in _targets(placed, name):
             _forecast_row(placed, name, target, announce)
-    if (placed.row_folder(BUDGET) / "trained.json").exists():
+    if placed.trained(BUDGET) is not None:
         _forecast_row(placed, BUDGET, BENCHMARK, announce)
     from medicane.pipeline.study_results import gather
 
@@ -254,8 +271,8 @@ def _train_row(placed: Placed, name: str, announce: Callable[[str], None], *, se
     config = placed.config(row, sea=sea)
     folder = placed.row_folder(name)
     key = _key(config)
-    done = folder / "trained.json"
-    if done.exists() and json.loads(done.read_text(encoding="utf-8"))["key"] == key:
+    before = placed.trained(name)
+    if before is not None and before["key"] == key:
         return
     announce(f"train {name}")
     folder.mkdir(parents=True, exist_ok=True)
@@ -270,7 +287,7 @@ def _train_row(placed: Placed, name: str, announce: Callable[[str], None], *, se
         checkpoint=folder / "training.checkpoint.npz",
         statistics=_statistics(placed, config, sea),
     )
-    _write_json(done, {"key": key, **trained.model_dump()})
+    _write_json(folder / "trained.json", {"key": key, **trained.model_dump()})
 
 
 def _statistics(placed: Placed, config: Config, sea: str) -> Statistics:
@@ -299,24 +316,21 @@ def _targets(placed: Placed, name: str) -> list[str]:
 def _forecast_row(placed: Placed, name: str, sea: str, announce: Callable[[str], None]) -> None:
     """The probabilities of one row for one set of maps, kept in the row's folder."""
     from medicane import experiments
-    from medicane.evaluate import Forecast, ScoredForecasts, write_forecasts
-    from medicane.model import facts_of, load_detector
+    from medicane.evaluate import Forecast, ScoredForecasts, calibrate, write_forecasts
+    from medicane.model import facts_of
     from medicane.store import maps_where, open_store
 
     row = placed.study.rows.get(name, Row(table="rivals", title=name))
     origin = row.model_of or name
-    told = placed.row_folder(origin) / "trained.json"
-    if not told.exists():
+    trained = placed.trained(origin)
+    if trained is None:
         return
-    trained = json.loads(told.read_text(encoding="utf-8"))
     path = forecast_file(placed, name, sea)
     if path.exists() and _same_model(path, trained["key"]):
         return
     announce(f"forecast {name} on {sea}")
     config = placed.config(None if name == BUDGET else name)
-    model = load_detector(
-        experiments.model_file(trained["model_uri"], tracking=trained["tracking_uri"]).path
-    )
+    model = placed.model(origin)
     temperature, threshold = 1.0, float(facts_of(model)["threshold"])
     if row.model_of is not None:
         # Another use of a model is another forecast: calibrated for itself, on validation.
@@ -326,6 +340,7 @@ def _forecast_row(placed: Placed, name: str, sea: str, announce: Callable[[str],
     chosen = maps_where(store, mask)
     found = label_maps(model, chosen["maps"], mode=config.detect.mode, shuffled=row.shuffled)
     logit = found["logit"].values / temperature
+    probability = calibrate(found["logit"].values, temperature=temperature)
     more = {"logit": logit.astype(np.float32)}
     if "reconstruction_error" in found:
         more["reconstruction_error"] = found["reconstruction_error"].values
@@ -335,7 +350,7 @@ def _forecast_row(placed: Placed, name: str, sea: str, announce: Callable[[str],
             times=chosen.indexes[names.TIME].to_numpy(),
             medicane=chosen["medicane"].values,
             storm=chosen["storm"].values.astype(str),
-            forecasts={MODEL_NAME: Forecast(1 / (1 + np.exp(-logit)), threshold=threshold)},
+            forecasts={MODEL_NAME: Forecast(probability, threshold=threshold)},
             attributes={"model_key": trained["key"]},
         ),
         more=more,
@@ -395,7 +410,7 @@ def _blocks(values: np.ndarray, size: int) -> Iterator[np.ndarray]:
 
 
 def _recalibrated(placed: Placed, model: Any, config: Config, row: Row) -> tuple[float, float]:
-    from medicane.evaluate import fit_temperature, fit_threshold
+    from medicane.evaluate import calibrate, fit_temperature, fit_threshold
     from medicane.store import maps_where, open_store
 
     store = open_store(config.data.store)
@@ -404,7 +419,8 @@ def _recalibrated(placed: Placed, model: Any, config: Config, row: Row) -> tuple
     found = label_maps(model, chosen["maps"], mode=config.detect.mode, shuffled=row.shuffled)
     logit, labels = found["logit"].values, chosen["medicane"].values
     temperature = fit_temperature(logit, labels).value
-    return temperature, fit_threshold(1 / (1 + np.exp(-logit / temperature)), labels).value
+    probability = calibrate(logit, temperature=temperature)
+    return temperature, fit_threshold(probability, labels).value
 
 
 # --- which maps -----------------------------------------------------------------------------------

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import platform
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -11,7 +10,6 @@ import numpy as np
 import xarray as xr
 
 from medicane import __version__, names
-from medicane.config import Label
 
 if TYPE_CHECKING:
     from medicane.evaluate import Forecast, ScoredForecasts
@@ -67,7 +65,7 @@ def gather(placed: Placed) -> Path:
             row.title for name, row in placed.study.rows.items() if not _row_told(placed, name)
         ],
         "sets": sets,
-        "acceptance": acceptance(placed, out),
+        "acceptance": acceptance(placed, sets),
     }
     write_scores(out / "results.json", results)
     return out
@@ -141,24 +139,18 @@ def score_set(scored: ScoredForecasts) -> dict[str, Any]:
 def _log_scores(placed: Placed, table: dict[str, Any]) -> None:
     """The headline scores to each row's run, so that MLflow can show them side by side."""
     from medicane import experiments
+    from medicane.pipeline.evaluation import MODEL_NAME, headline
 
+    config = placed.config()
+    experiments.use_tracking(
+        experiments.tracking_uri(config), experiment=config.tracking.experiment
+    )
     for name, row in placed.study.rows.items():
         told = _row_told(placed, name)
         if told is None or row.model_of is not None or name not in table["models"]:
             continue
-        entry = table["models"][name]
-        values = {
-            f"test_{key}": entry[key]["value"]
-            for key in ("csi", "pod", "far", "auc_pr", "brier_skill", "ece")
-        }
-        values["test_false_alarms_per_year"] = entry["events"]["false_alarms_per_year"]
-        experiments.use_tracking(
-            experiments.tracking_uri(placed.config()),
-            experiment=placed.config().tracking.experiment,
-        )
-        experiments.reopened_run(told["run_id"]).log_metrics(
-            {key: value for key, value in values.items() if value is not None}
-        )
+        scores = {"models": {MODEL_NAME: table["models"][name]}}
+        experiments.reopened_run(told["run_id"]).log_metrics(headline(scores, "test"))
 
 
 # --------------------------------------------------------------------------------------------------
@@ -166,10 +158,9 @@ def _log_scores(placed: Placed, table: dict[str, Any]) -> None:
 
 def _row_told(placed: Placed, name: str) -> dict[str, Any] | None:
     row = placed.study.rows[name]
-    path = placed.row_folder(row.model_of or name) / "trained.json"
-    if not path.exists():
+    trained = placed.trained(row.model_of or name)
+    if trained is None:
         return None
-    trained = json.loads(path.read_text(encoding="utf-8"))
     return {
         **row.model_dump(exclude={"everywhere"}),
         **{key: trained[key] for key in TOLD if key in trained},
@@ -179,9 +170,8 @@ def _row_told(placed: Placed, name: str) -> dict[str, Any] | None:
 def _collect(
     placed: Placed, sea: str
 ) -> tuple[ScoredForecasts | None, dict[str, np.ndarray] | None]:
-    from medicane.evaluate import ScoredForecasts, read_forecasts
-    from medicane.labels import configured_catalogue, kind_of_times
-    from medicane.pipeline.evaluation import MODEL_NAME
+    from medicane.evaluate import ScoredForecasts, baseline_forecasts, read_forecasts
+    from medicane.pipeline.evaluation import MODEL_NAME, kinds_of_maps
     from medicane.pipeline.study import (
         BENCHMARK,
         BUDGET,
@@ -190,12 +180,12 @@ def _collect(
         scored_maps,
         split_masks,
     )
-    from medicane.store import open_store
+    from medicane.store import maps_where, open_store
 
     target = BENCHMARK if sea == BUDGET else sea
     store = open_store(placed.config(sea=target).data.store)
     mask = scored_maps(placed, store, name=sea, sea=target)
-    chosen = store[[*_LOWS, "medicane", "storm"]].isel({names.TIME: np.flatnonzero(mask)}).load()
+    chosen = maps_where(store[[*_LOWS, "medicane", "storm"]], mask).load()
     rows = [BUDGET, REFERENCE] if sea == BUDGET else list(placed.study.rows)
     forecasts: dict[str, Forecast] = {}
     more: dict[str, np.ndarray] = {}
@@ -215,12 +205,10 @@ def _collect(
     kept_store = open_store(fitted.data.store)
     masks = split_masks(fitted, kept_store)
     learned = kept_store[[*_LOWS, "medicane"]].load()
-    forecasts |= _baselines(learned, masks, chosen, fitted.label)
+    forecasts |= baseline_forecasts(learned, **masks, definition=fitted.label, on=chosen)
     if more:
         forecasts[NOVELTY] = _novelty(placed, more["reconstruction_error"], learned, masks)
-    catalogue = configured_catalogue(placed.config(sea=target).data)
     times = chosen.indexes[names.TIME]
-    kind = None if catalogue is None else kind_of_times(times, catalogue)
     labels = learned["medicane"].values[masks["train"]]
     return (
         ScoredForecasts(
@@ -229,39 +217,13 @@ def _collect(
             storm=chosen["storm"].values.astype(str),
             forecasts=forecasts,
             train_rate=float((labels == names.MEDICANE).mean()),
-            kind=kind,
+            kind=kinds_of_maps(placed.config(sea=target), chosen),
         ),
         more,
     )
 
 
 _LOWS = ("b", "vtl", "vtu", "low_msl", "low_latitude", "low_longitude")
-
-
-def _baselines(
-    learned: xr.Dataset, masks: dict[str, np.ndarray], chosen: xr.Dataset, definition: Label
-) -> dict[str, Forecast]:
-    """The physical rule and climatology; what they fit, they fit on the recipe's own splits."""
-    from medicane.evaluate import Forecast, climatology, fit_rule, fit_score, physical_rule
-
-    labels = learned["medicane"].values
-    validation = masks["validation"]
-    score, detection = physical_rule(learned, definition)
-    rule = fit_rule(detection[validation], labels[validation])
-    curve, threshold = fit_score(score[validation], labels[validation])
-    new_score, new_detection = physical_rule(chosen, definition)
-    monthly = climatology(
-        learned[names.TIME].values[masks["train"]],
-        labels[masks["train"]],
-        chosen[names.TIME].values,
-    )
-    return {
-        "phase_space": Forecast(
-            rule.probability(new_detection), detection=new_detection, score=new_score
-        ),
-        "phase_space_fitted": Forecast(curve.probability(new_score), threshold=threshold.value),
-        "climatology": Forecast(monthly, detection=np.zeros(monthly.shape, bool)),
-    }
 
 
 def _novelty(
@@ -282,11 +244,7 @@ def _novelty(
 
 def flag_level(placed: Placed) -> float:
     """The reconstruction error above which a map is flagged."""
-    from medicane import experiments
-    from medicane.model import facts_of, load_detector
+    from medicane.model import facts_of
     from medicane.pipeline.study import REFERENCE
 
-    told = placed.row_folder(REFERENCE) / "trained.json"
-    trained = json.loads(told.read_text(encoding="utf-8"))
-    file = experiments.model_file(trained["model_uri"], tracking=trained["tracking_uri"])
-    return float(facts_of(load_detector(file.path))["out_of_domain"]["percentile_99"])
+    return float(facts_of(placed.model(REFERENCE))["out_of_domain"]["percentile_99"])
