@@ -17,7 +17,7 @@ PACKAGE = ROOT / "medicane"
 #: As in ARCHITECTURE.md; a room may import rooms of lower floors.
 FLOORS = {
     0: ("errors", "names", "config"),
-    1: ("grids", "standardise", "labels", "phase_space"),
+    1: ("grids", "standardise", "labels", "packing", "phase_space"),
     2: ("synthetic", "sequences", "channels", "normalise"),
     3: ("store", "batches", "model", "folds"),
     4: ("predict", "evaluate", "attribution"),

@@ -28,6 +28,7 @@ from medicane.config import Config
 from medicane.errors import InputError
 from medicane.grids import open_grids
 from medicane.labels import configured_catalogue, label_times
+from medicane.packing import read_block
 from medicane.phase_space.lows import LastMap, lows_of_maps
 from medicane.sequences import at_steps
 from medicane.standardise import land_sea_mask, standardise
@@ -45,6 +46,16 @@ from medicane.store.schema import (
     recipe_of,
     store_attributes,
 )
+
+__all__ = [
+    "BLOCK",
+    "StoreSummary",
+    "maps_where",
+    "open_store",
+    "read_block",
+    "verify_store",
+    "write_store",
+]
 
 _log = logging.getLogger(__name__)
 
