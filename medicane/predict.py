@@ -3,7 +3,7 @@
 The naive form encodes every map once for each window it stands in (12 times at stride 1). Here the
 encoder sees each map once and the head runs over windows of its features: the same numbers, since
 nothing in the encoder depends on a map's neighbours at inference. (Encoders over time do depend on
-the maps before: see `_Network`; the numbers are those of the naive form there too.)
+the maps before: see `Network`; the numbers are those of the naive form there too.)
 
 * **causal**: the label of map *t* uses maps up to *t* only: the last output of the window that ends
   at *t*. The first maps of a period have a shorter history, as they would in real time.
@@ -14,7 +14,7 @@ the maps before: see `_Network`; the numbers are those of the naive form there t
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
@@ -108,7 +108,7 @@ def predict(
     total = np.zeros(len(times))
     count = np.zeros(len(times), dtype=np.int16)
     error = np.full(len(times), np.nan, dtype=np.float32)
-    network = _Network(model, length=length, mode=mode)
+    network = Network(model, length=length, mode=mode)
     done = 0
     for period in periods:
         if period.stop - period.start < least:
@@ -158,7 +158,7 @@ def predict(
     return labelled
 
 
-class _Network:
+class Network:
     """A detector at work on one period: each map read once, windows made of what is kept.
 
     For an encoder of maps, features are kept. An encoder over time gives a map the same features in
@@ -166,10 +166,12 @@ class _Network:
     series has maps. In causal mode the last of a window counts, and no window is shorter than the
     reach: features are made once, each block behind the ``reach - 1`` maps before it. In fused mode
     all of a window count: the maps themselves are kept, and each window is encoded anew.
+
+    `batch` is the number of maps that the encoder is given at a time; fewer are filled up to it.
     """
 
-    def __init__(self, model: keras.Model, *, length: int, mode: Mode) -> None:
-        self._model, self.length, self.mode = model, length, mode
+    def __init__(self, model: keras.Model, *, length: int, mode: Mode, batch: int = 32) -> None:
+        self._model, self.length, self.mode, self._batch = model, length, mode, batch
         self._encoder, self._head = detector.encoder_of(model), detector.head_of(model)
         self._reach = detector.temporal_reach(model)
         self._over_time = len(self._encoder.input_shape) == 5
@@ -215,12 +217,30 @@ class _Network:
         chosen = np.moveaxis(views, -1, 1)[first[0] : first[-1] + 1]
         return self._logits(chosen, batch=8 if self._keeps_maps else 64)
 
+    def newest(self) -> np.float32:
+        """Logit of the last map held, from the maps held and no other."""
+        return np.float32(self._logits(self._kept[None], batch=1)[0, -1])
+
+    @property
+    def features(self) -> np.ndarray:
+        """Features of the new maps, (n, F)."""
+        return self._features
+
+    @property
+    def memory(self) -> dict[str, np.ndarray]:
+        """What the next maps of the period need of those before them; see `remember`."""
+        return {"kept": _last(self._kept, self.length - 1), "before": self._before}
+
+    def remember(self, memory: Mapping[str, np.ndarray]) -> None:
+        """Go on with the period that `memory` was taken from."""
+        self._kept, self._before = memory["kept"], memory["before"]
+
     def _encoded(self, images: np.ndarray) -> np.ndarray:
         if not self._over_time:
-            return _apply(self._encoder, images, batch=32)
+            return _apply(self._encoder, images, batch=self._batch)
         series = _joined(self._before, images)
-        self._before = _last(series, self._reach - 1)
         features = np.asarray(self._encoder.predict_on_batch(series[None]))[0]
+        self._before = _last(series, self._reach - 1)
         return features[len(series) - len(images) :]
 
     def _logits(self, windows: np.ndarray, *, batch: int) -> np.ndarray:
@@ -263,7 +283,7 @@ def _apply(network: Any, values: np.ndarray, *, batch: int) -> np.ndarray:
 
 
 def _vote(
-    network: _Network, new: slice, period: slice, total: np.ndarray, count: np.ndarray
+    network: Network, new: slice, period: slice, total: np.ndarray, count: np.ndarray
 ) -> None:
     """Add the logits of all windows that end in the `new` maps to `total` and `count`."""
     length = network.length
