@@ -187,12 +187,20 @@ class Model(Section):
     dropout: float = Field(0.3, ge=0, lt=1)
     #: Inside the recurrent cell; keeps cuDNN away.
     recurrent_dropout: float = Field(0.0, ge=0, lt=1)
-    attention: Literal["none", "triple"] = "none"
+    #: To channels, places and scales. The other encoders have none, and that is their default.
+    attention: Literal["none", "triple"] = "triple"
     #: Feed the label of the previous map to the next one: the true one in part of the training,
     #: the model's own afterwards.
     label_feedback: bool = False
     #: An autoencoder over the features of the training maps: its error flags maps unlike them.
     out_of_domain: bool = False
+
+    @model_validator(mode="before")
+    @classmethod
+    def _attention_of_the_encoder(cls, values: Any) -> Any:
+        if isinstance(values, dict) and values.get("encoder", "compact") != "compact":
+            return {"attention": "none", **values}
+        return values
 
     @model_validator(mode="after")
     def _fits_together(self) -> Self:

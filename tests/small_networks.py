@@ -33,7 +33,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
 
 def configuration(train: dict[str, Any] | None = None, **model: Any) -> Config:
     """A configuration of a tiny network; keywords are keys of ``model``."""
-    small = {"blocks": [1], "growth_rate": 3, "units": 6}
+    small = {"blocks": [1], "growth_rate": 3, "units": 6, "attention": "none"}
     return make_config(
         {
             "schema_version": 1,

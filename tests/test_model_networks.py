@@ -316,7 +316,7 @@ def test_the_documented_sizes_are_those_of_the_demo() -> None:
     statistics = Statistics(channels, np.zeros(len(channels)), np.ones(len(channels)), 9)
     for name, keys, told in table:
         changed = yaml.safe_load("{" + keys.replace("`", "") + "}")
-        model = demo.model.model_dump() | changed
+        model = demo.model.model_dump(exclude_unset=True) | changed
         config = make_config({**demo.model_dump(), "model": model})
         built = detector.build_detector(config, statistics)
         assert size_of(built.trainable_weights) == int(told.replace(",", "")), name

@@ -159,7 +159,7 @@ def _difference(sets: Mapping[str, Any], a: str, b: str, *, sign: int) -> dict[s
 
 def _base_rates(placed: Placed) -> dict[str, Any]:
     rates, good = {}, True
-    for name in placed.seas():
+    for name in dict.fromkeys(map(placed.home, placed.seas())):
         with xr.open_dataset(placed.folder / "seas" / name / "truth.nc") as truth:
             rate = float((truth["medicane"] == 1).mean())
         asked = placed.sea(name).base_rate

@@ -36,7 +36,7 @@ LOG = logging.getLogger(__name__)
 
 #: The row that all others are compared with, and the set it is trained and tested on.
 REFERENCE, BENCHMARK = "detector", "benchmark"
-BUDGET = "budget"
+BUDGET, HELD_BACK = "budget", "held_back"
 
 
 class Row(Section):
@@ -68,6 +68,8 @@ class Study(Section):
     recipe: str
     #: Keys of the recipe that the study sets for all rows.
     change: dict[str, dict[str, Any]] = Field(default_factory=dict)
+    #: Grids of the recipe's own sea that it does not name: years no choice was made on.
+    held_back: tuple[str, ...] = ()
     seas: dict[str, Sea] = Field(default_factory=dict)
     budget: Budget | None = None
     rows: dict[str, Row]
@@ -80,7 +82,7 @@ class Study(Section):
         for name, row in self.rows.items():
             if row.model_of is not None and row.model_of not in self.rows:
                 raise ValueError(f"rows.{name}.model_of must be a row; found {row.model_of!r}")
-        if taken := {BENCHMARK, BUDGET} & set(self.seas):
+        if taken := {BENCHMARK, BUDGET, HELD_BACK} & set(self.seas):
             raise ValueError(f"a further sea must have a name of its own; found {sorted(taken)}")
         return self
 
@@ -100,9 +102,10 @@ class Placed:
             values = _changed(values, self.study.rows[row].change)
         own: dict[str, dict[str, Any]] = {}
         if sea != BENCHMARK:
+            held_back = sea == HELD_BACK
             own["data"] = {
-                "grids": f"seas/{sea}/grids/era5_*.nc",
-                "catalogue": f"seas/{sea}/storms.csv",
+                "grids": list(self.study.held_back) if held_back else f"seas/{sea}/grids/era5_*.nc",
+                "catalogue": f"seas/{self.home(sea)}/storms.csv",
                 "store": f"stores/{sea}.zarr",
             }
         if sea == BUDGET and self.study.budget is not None:
@@ -112,17 +115,25 @@ class Placed:
         where = f"row {row}" if row else "recipe"
         return make_config(_changed(values, own), where=where, folder=self.folder)
 
+    def home(self, name: str) -> str:
+        """The folder of a set's sea: the years held back lie among those of the benchmark."""
+        return BENCHMARK if name == HELD_BACK else name
+
     def sea(self, name: str) -> Sea:
-        """How a sea is made."""
-        if name == BENCHMARK:
+        """How the sea of a set is made."""
+        if self.home(name) == BENCHMARK:
             return self.config().sea
         if name == BUDGET and self.study.budget is not None:
             return self.study.budget.sea
         return self.study.seas[name]
 
+    def further(self) -> list[str]:
+        """Sets of maps that nothing is trained on, besides the test years."""
+        return [*([HELD_BACK] if self.study.held_back else []), *self.study.seas]
+
     def seas(self) -> list[str]:
-        """All seas of the study."""
-        return [BENCHMARK, *self.study.seas, *([BUDGET] if self.study.budget else [])]
+        """All sets of the study, each with a store of its own."""
+        return [BENCHMARK, *self.further(), *([BUDGET] if self.study.budget else [])]
 
     def row_folder(self, row: str) -> Path:
         """Where the parts of a row are kept."""
@@ -258,7 +269,7 @@ def _make_store(placed: Placed, sea: str, announce: Callable[[str], None]) -> No
     if done.exists() and json.loads(done.read_text(encoding="utf-8")) == _plain(made):
         return
     announce(f"sea {sea}")
-    synthesise(placed.folder / "seas" / sea, placed.sea(sea), label=config.label)
+    synthesise(placed.folder / "seas" / placed.home(sea), placed.sea(sea), label=config.label)
     announce(f"store {sea}")
     prepare(config)
     _write_json(done, made)
@@ -310,7 +321,7 @@ def _statistics(placed: Placed, config: Config, sea: str) -> Statistics:
 
 def _targets(placed: Placed, name: str) -> list[str]:
     row = placed.study.rows[name]
-    return [BENCHMARK, *(placed.study.seas if row.everywhere else ())]
+    return [BENCHMARK, *(placed.further() if row.everywhere else ())]
 
 
 def _forecast_row(placed: Placed, name: str, sea: str, announce: Callable[[str], None]) -> None:

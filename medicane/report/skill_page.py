@@ -168,6 +168,7 @@ def _about(found: Mapping[str, Any], what: str) -> str:
 
 def _sea_words(name: str) -> str:
     return {
+        "held_back": "years of the benchmark's own sea that no training, choice or row was judged on",
         "holland": "a vortex family that training never saw (Holland 1980)",
         "budget": "8 training years at 3 %, tested on the first 12 test years at 0.8 %",
     }.get(name, f"the same sea at another base rate ({name.replace('_', ' ')})")
