@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +15,10 @@ import pytest
 import xarray as xr
 import yaml
 
+from medicane.config import Config
 from medicane.errors import InputError
 from medicane.evaluate import Forecast, ScoredForecasts, read_forecasts, read_scores
-from medicane.pipeline.study import BENCHMARK, label_maps, place_study, scored_maps
+from medicane.pipeline.study import BENCHMARK, HELD_BACK, label_maps, place_study, scored_maps
 from medicane.pipeline.study_results import score_set
 from medicane.pipeline.targets import difference, targets
 from medicane.report.skill_page import write_skill_page
@@ -66,6 +68,29 @@ def test_the_benchmark_is_what_was_promised(tmp_path: Path) -> None:
         (config.splits.test[0][0] - config.splits.validation[-1][1]),
     ]
     assert all(gap.total_seconds() / 3600 > config.gap_hours for gap in gaps)
+
+
+def test_the_years_held_back_are_no_part_of_the_recipe(tmp_path: Path) -> None:
+    placed = place_study(CONFIG / "skill.yaml", tmp_path)
+    recipe, kept = placed.config(), placed.config(sea=HELD_BACK)
+    months = [
+        str(tmp_path / f"seas/benchmark/grids/era5_{year}-{month:02d}.nc")
+        for year in range(recipe.sea.start_year, recipe.sea.start_year + int(recipe.sea.years))
+        for month in range(1, 13)
+    ]
+
+    def named(config: Config) -> set[str]:
+        return {m for m in months if any(fnmatch(m, str(grid)) for grid in config.data.grids)}
+
+    assert not named(recipe) & named(kept)
+    assert named(recipe) | named(kept) == set(months)
+    assert min(named(kept)) > max(named(recipe))
+    assert len(named(kept)) == 20 * 12
+    assert kept.data.catalogue == recipe.data.catalogue
+    assert kept.data.store != recipe.data.store
+    assert placed.sea(HELD_BACK) == placed.sea(BENCHMARK)
+    assert HELD_BACK in placed.further()
+    assert HELD_BACK not in place_study(changed_study(tmp_path, held_back=[]), tmp_path).seas()
 
 
 @pytest.mark.parametrize(
@@ -236,6 +261,24 @@ def test_the_page_tells_every_row_and_draws_its_figures(tmp_path: Path) -> None:
         file = tmp_path / "skill" / f"{picture}.png"
         assert file.read_bytes().startswith(b"\x89PNG")
         assert f"skill/{picture}.png" in text
+
+
+def test_the_page_quotes_the_years_held_back_in_its_first_lines(tmp_path: Path) -> None:
+    results, scored = some_results()
+    kept = a_set(seed=1)
+    results["sets"]["held_back"] = score_set(kept)
+    page = write_skill_page(
+        tmp_path / "skill.md",
+        results,
+        forecasts={"benchmark": scored, "held_back": kept},
+        targets={},
+        command="make skill",
+    )
+    text = page.read_text(encoding="utf-8")
+    csi = results["sets"]["held_back"]["models"]["detector"]["csi"]["value"]
+    quoted = next(line for line in text.splitlines() if line.startswith("**The default"))
+    assert f"further years that no choice was made on: CSI {csi:.2f}" in quoted
+    assert "### Held back" in text
 
 
 # --- shuffled windows -----------------------------------------------------------------------------
