@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from medicane.config import Label
 from medicane.errors import InputError
 from medicane.phase_space import phase_space, satisfies
-from medicane.phase_space.lows import Lows, find_lows, lows_of_maps
+from medicane.phase_space.lows import Lows, find_lows, follow_lows, lows_of_maps
 from medicane.phase_space.sphere import distance_km
 
 LAT, LON = np.arange(48, 27.9, -0.5), np.arange(-10, 42.1, 0.5)
@@ -249,6 +249,22 @@ def test_pieces_equal_the_whole(cuts: list[int], hours: float) -> None:
         assert np.array_equal(joined, whole[k], equal_nan=True)
 
 
+@given(st.integers(1, 11), st.sampled_from([1.0, 6.0]))
+@settings(max_examples=10, deadline=None)
+def test_the_later_piece_can_be_first(cut: int, hours: float) -> None:
+    """The pressure of the earlier maps alone says all that the later ones need of them."""
+    _, zg, msl = moving(12, hours)
+    times = clock(12, hours)
+    whole = lows(zg, msl, times)
+    centres = find_lows(msl[:cut], SEA, **GRID, max_hpa=Label().msl_max_hpa)
+    heading, previous = follow_lows(centres, times[:cut], previous=None)
+    assert heading.shape == centres.row.shape == (cut,)
+    later = lows(zg[cut:], msl[cut:], times[cut:], previous=previous)
+    for k in range(6):
+        assert np.array_equal(later[k], whole[k][cut:], equal_nan=True)
+    assert repr(later.last) == repr(whole.last)  # NaN is equal to NaN
+
+
 def test_order_of_times_and_shapes_are_checked() -> None:
     _, zg, msl = moving(3)
     with pytest.raises(InputError, match="increase strictly"):
@@ -263,6 +279,8 @@ def test_order_of_times_and_shapes_are_checked() -> None:
     empty = lows(zg[:0], msl[:0], clock(0), previous=last)
     assert empty.b.shape == (0,)
     assert empty.last is last
+    none = find_lows(msl[:0], SEA, **GRID, max_hpa=1005)
+    assert follow_lows(none, clock(0), previous=last)[1] is last
 
 
 def test_other_calendars_pass() -> None:

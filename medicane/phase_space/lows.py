@@ -227,6 +227,52 @@ def _extended(track: Track | None, hours: float, latitude: float, longitude: flo
     return Track((*recent, now), heading)
 
 
+def follow_lows(
+    centres: Centres, times: ArrayLike, *, previous: LastMap | None
+) -> tuple[FloatArray, LastMap | None]:
+    """Where each low is heading, from where it stood on the maps before.
+
+    The one part of the lows that goes from map to map: the rest of a record can be computed in any
+    order once this is known.
+
+    Parameters
+    ----------
+    centres
+        From `find_lows`.
+    times
+        Of the maps, shape (time,), strictly increasing, ``datetime64`` or objects of cftime.
+    previous
+        As for `lows_of_maps`.
+
+    Returns
+    -------
+    ndarray
+        Degrees clockwise from north, shape (low,); NaN where the low has not moved yet.
+    LastMap or None
+        For the maps that follow.
+
+    Raises
+    ------
+    InputError
+        If the times do not increase.
+    """
+    moments = np.asarray(times)
+    if moments.size == 0:
+        return np.empty(0), previous
+    first = moments[:1] if previous is None else np.asarray([previous.time], moments.dtype)
+    steps = np.diff(hours_since_first(np.concatenate([first, moments])))
+    if (steps[1:] <= 0).any() or (previous is not None and steps[0] <= 0):
+        raise InputError("time", "times must increase strictly", found=f"steps of {steps.min()} h")
+    heading = np.full(centres.row.size, np.nan)
+    tracks = () if previous is None else previous.tracks
+    bounds = np.searchsorted(centres.map_index, np.arange(moments.size + 1))
+    for k in range(moments.size):
+        here = slice(bounds[k], bounds[k + 1])
+        tracks = _link(tracks, float(steps[k]), centres.latitude[here], centres.longitude[here])
+        heading[here] = [track.heading_deg for track in tracks]
+    return heading, LastMap(moments[-1], tracks)
+
+
 def lows_of_maps(
     zg: ArrayLike,
     msl: ArrayLike,
@@ -286,18 +332,8 @@ def lows_of_maps(
     if n == 0:
         none = np.empty(0, np.float32)
         return Lows(none, none, none, none, none, none, previous)
-    first = moments[:1] if previous is None else np.asarray([previous.time], moments.dtype)
-    steps = np.diff(hours_since_first(np.concatenate([first, moments])))
-    if (steps[1:] <= 0).any() or (previous is not None and steps[0] <= 0):
-        raise InputError("time", "times must increase strictly", found=f"steps of {steps.min()} h")
     centres = find_lows(pressure, sea, latitude=lat, longitude=lon, max_hpa=definition.msl_max_hpa)
-    heading = np.full(centres.row.size, np.nan)
-    tracks = () if previous is None else previous.tracks
-    bounds = np.searchsorted(centres.map_index, np.arange(n + 1))
-    for k in range(n):
-        here = slice(bounds[k], bounds[k + 1])
-        tracks = _link(tracks, float(steps[k]), centres.latitude[here], centres.longitude[here])
-        heading[here] = [track.heading_deg for track in tracks]
+    heading, last = follow_lows(centres, moments, previous=previous)
     space = _phase_space_of_lows(
         heights, np.asarray(levels, float), lat, lon, centres, heading, definition.radius_km
     )
@@ -319,7 +355,7 @@ def lows_of_maps(
         on_maps(space.b),
         on_maps(space.vtl),
         on_maps(space.vtu),
-        LastMap(moments[-1], tracks),
+        last,
     )
 
 
@@ -361,6 +397,15 @@ def _phase_space_of_lows(
     return PhaseSpace(*parts)
 
 
+def phase_space_levels(standard: xr.Dataset) -> list[int]:
+    """The levels, hPa, on which a dataset has what the phase space needs; none if it has not."""
+    if "msl" not in standard or "zg" not in standard:
+        return []
+    held = standard[names.LEVEL].values
+    levels = [p for p in names.PHASE_SPACE_LEVELS if p in held]
+    return levels if {900, 600, 300} <= set(levels) else []
+
+
 def lows_of_dataset(
     standard: xr.Dataset,
     *,
@@ -395,12 +440,8 @@ def lows_of_dataset(
     """
     latitude, longitude = standard[names.LATITUDE].values, standard[names.LONGITUDE].values
     times = standard.indexes[names.TIME]
-    levels = [
-        p
-        for p in names.PHASE_SPACE_LEVELS
-        if "zg" in standard and p in standard[names.LEVEL].values
-    ]
-    has_phase_space = {900, 600, 300} <= set(levels) and "msl" in standard
+    levels = phase_space_levels(standard)
+    has_phase_space = bool(levels)
     found = {n: np.full(len(times), np.nan, np.float32) for n in ("latitude", "longitude")}
     last = previous if has_phase_space else None
     blocks = range(0, len(times), block) if "msl" in standard else ()
