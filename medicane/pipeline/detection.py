@@ -4,18 +4,24 @@ from __future__ import annotations
 
 import hashlib
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import pandas as pd
 import xarray as xr
+from numpy.typing import NDArray
 
 from medicane import names
 from medicane.config import ChannelFormula, Domain, Label
 from medicane.errors import InputError
 from medicane.pipeline.summaries import Detected, Progress
+
+if TYPE_CHECKING:
+    import keras
+
+    from medicane.phase_space.lows import LastMap
 
 LOG = logging.getLogger(__name__)
 
@@ -59,14 +65,12 @@ def detect(
     InputError
         If the grids are not understood or lack what the model needs; `out` is untouched.
     """
-    from medicane import channels, experiments
     from medicane import detections as found
+    from medicane import experiments
     from medicane import model as detector
-    from medicane.grids import open_grids
-    from medicane.predict import predict
     from medicane.sequences import at_steps
-    from medicane.standardise import standardise
     from medicane.store.commits import writable_folder
+    from medicane.store.schema import lows_to_json
 
     if threshold is not None and not 0 < threshold < 1:
         raise InputError("--threshold", "must lie between 0 and 1", found=threshold)
@@ -88,20 +92,7 @@ def detect(
         "idealised_training_data": int(facts["idealised"]),
     }
     where = str(inputs[0]) + (f" and {len(inputs) - 1} more" if len(inputs) > 1 else "")
-    formulas = tuple(
-        ChannelFormula(**item) if isinstance(item, dict) else item for item in facts["formulas"]
-    )
-    raw = open_grids(inputs, select=select)
-    standard = standardise(
-        raw,
-        domain=Domain(**facts["domain"]),
-        degrees=float(facts["degrees"]),
-        units=units or {},
-        select=select or {},
-        where=where,
-        variables=channels.wanted_variables(raw, formulas),
-    )
-    maps = channels.derive(standard, formulas, where=where)
+    standard, maps = open_maps(inputs, facts, units=units, select=select, where=where)
     detector.check_maps(
         network,
         channels=[str(name) for name in maps[names.CHANNEL].values],
@@ -135,9 +126,12 @@ def detect(
     if on_step.size:
         standard, maps = standard.isel({names.TIME: on_step}), maps.isel({names.TIME: on_step})
         series = maps if history is None else _after(history, maps, step_hours, where=where)
-        predicted = predict(
+        predicted, lows, last_lows = label_series(
             network,
             series,
+            standard,
+            sea=_sea(standard),
+            previous=_last_lows(history, standard),
             mode=mode,
             allow_short=allow_short,
             # A series that has begun goes on: a map that comes alone waits for its sequence.
@@ -145,7 +139,6 @@ def detect(
             progress=progress,
             where=where,
         )
-        lows, carried = _located(standard, history, Label(**facts["label"]))
         if before is not None:
             predicted = found.continued(
                 before, predicted, length=length, step_hours=step_hours, mode=mode
@@ -158,7 +151,8 @@ def detect(
             attributes={**attributes, "source": ", ".join(map(str, inputs))},
         )
         kept = series.isel({names.TIME: slice(-(length - 1), None)}).load()
-        kept.attrs["last_lows"] = carried
+        datetimes = isinstance(times, pd.DatetimeIndex)
+        kept.attrs["last_lows"] = lows_to_json(last_lows) if datetimes else ""
         found.write_detections(
             folder, before, step_hours=step_hours, history=kept, replaces=read or ""
         )
@@ -178,6 +172,101 @@ def detect(
         n_events=len(table),
         model_uri=file.uri,
     )
+
+
+def open_maps(
+    inputs: Sequence[str | Path],
+    facts: Mapping[str, Any],
+    *,
+    units: dict[str, str] | None,
+    select: dict[str, float] | None,
+    where: str,
+) -> tuple[xr.Dataset, xr.DataArray]:
+    """Open grids as the facts of a model ask for them, lazily.
+
+    Returns
+    -------
+    xr.Dataset
+        Standard fields on the area and spacing of the model.
+    xr.DataArray
+        Its channels, ``(time, channel, latitude, longitude)``.
+
+    Raises
+    ------
+    InputError
+        If the grids are not understood or lack what the model needs.
+    """
+    from medicane import channels
+    from medicane.grids import open_grids
+    from medicane.standardise import standardise
+
+    formulas = tuple(
+        ChannelFormula(**item) if isinstance(item, dict) else item for item in facts["formulas"]
+    )
+    raw = open_grids(inputs, select=select)
+    standard = standardise(
+        raw,
+        domain=Domain(**facts["domain"]),
+        degrees=float(facts["degrees"]),
+        units=units or {},
+        select=select or {},
+        where=where,
+        variables=channels.wanted_variables(raw, formulas),
+    )
+    return standard, channels.derive(standard, formulas, where=where)
+
+
+def label_series(
+    network: keras.Model,
+    series: xr.DataArray,
+    standard: xr.Dataset,
+    *,
+    sea: NDArray[np.bool_],
+    previous: LastMap | None,
+    mode: Literal["causal", "fused"],
+    allow_short: bool,
+    allow_none: bool,
+    progress: Progress | None = None,
+    where: str,
+) -> tuple[xr.Dataset, xr.Dataset, LastMap | None]:
+    """Probabilities of a series of maps, and where the storm of the new ones among them stands.
+
+    Parameters
+    ----------
+    series
+        Channels, ``(time, channel, latitude, longitude)``; see `medicane.predict.predict`.
+    standard
+        The fields of the maps whose lows are wanted.
+    sea
+        True over the sea, shape (latitude, longitude).
+    previous
+        The lows of the map before the first of `standard`.
+
+    Returns
+    -------
+    xr.Dataset
+        What `medicane.predict.predict` gives for `series`.
+    xr.Dataset
+        ``low_latitude(time)`` and ``low_longitude(time)`` of `standard`.
+    LastMap or None
+        The lows of the last map.
+    """
+    from medicane import model as detector
+    from medicane.phase_space.lows import lows_of_dataset
+    from medicane.predict import predict
+
+    predicted = predict(
+        network,
+        series,
+        mode=mode,
+        allow_short=allow_short,
+        allow_none=allow_none,
+        progress=progress,
+        where=where,
+    )
+    definition = Label(**detector.facts_of(network)["label"])
+    lows, last = lows_of_dataset(standard, definition=definition, sea=sea, previous=previous)
+    return predicted, lows, last
 
 
 def probability_strip(path: Path, *, days: int = 60) -> str:
@@ -245,30 +334,25 @@ def _after(
     return series.isel({names.TIME: slice(start, None)})
 
 
-def _located(
-    standard: xr.Dataset, history: xr.DataArray | None, definition: Label
-) -> tuple[xr.Dataset, str]:
-    """The low of each new map, and what carries the motion of the lows on to the next call."""
-    from medicane.phase_space.lows import lows_of_dataset
+def _sea(standard: xr.Dataset) -> NDArray[np.bool_]:
+    """Where the sea is: as in the store, by the data's own mask if they have one."""
     from medicane.standardise import land_sea_mask
-    from medicane.store.schema import lows_from_json, lows_to_json
 
     at = standard[names.LATITUDE].values, standard[names.LONGITUDE].values
-    # As in the store: the data's own mask if they have one.
     mask = standard["lsm"] if "lsm" in standard else land_sea_mask(*at)
     if names.TIME in mask.dims:
         mask = mask.isel({names.TIME: 0})
-    datetimes = isinstance(standard.indexes[names.TIME], pd.DatetimeIndex)
-    previous = None
-    if history is not None and datetimes:
-        previous = lows_from_json(str(history.attrs.get("last_lows", "")))
-    lows, last = lows_of_dataset(
-        standard,
-        definition=definition,
-        sea=mask.transpose(names.LATITUDE, names.LONGITUDE).values < 0.5,
-        previous=previous,
-    )
-    return lows, lows_to_json(last) if datetimes else ""
+    sea: NDArray[np.bool_] = mask.transpose(names.LATITUDE, names.LONGITUDE).values < 0.5
+    return sea
+
+
+def _last_lows(history: xr.DataArray | None, standard: xr.Dataset) -> LastMap | None:
+    """The lows of the last map of the call before, to carry their motion on."""
+    from medicane.store.schema import lows_from_json
+
+    if history is None or not isinstance(standard.indexes[names.TIME], pd.DatetimeIndex):
+        return None
+    return lows_from_json(str(history.attrs.get("last_lows", "")))
 
 
 def _lows_of(detections: xr.Dataset) -> xr.Dataset:
