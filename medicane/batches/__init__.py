@@ -6,6 +6,6 @@
 """
 
 from medicane.batches.dataset import Batch, SequenceBatches
-from medicane.batches.plans import RandomRuns
+from medicane.batches.plans import LONGEST_RUN, RandomRuns
 
-__all__ = ["Batch", "RandomRuns", "SequenceBatches"]
+__all__ = ["LONGEST_RUN", "Batch", "RandomRuns", "SequenceBatches"]

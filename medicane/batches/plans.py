@@ -19,6 +19,9 @@ from medicane.errors import InputError
 #: alone, so that what else is switched on does not change them.
 ORDER_STREAM, PREVIOUS_STREAM = 1, 2
 
+#: Windows' lengths that a sequence of random runs has at most.
+LONGEST_RUN = 3
+
 #: Epochs whose cuts are looked at to tell what an epoch of random runs holds on average.
 LOOKED_AT = 8
 
@@ -69,7 +72,7 @@ class RandomRuns:
         Indices into time, ascending by one in each run; those shorter than `shortest` are not used.
     length
         Maps in a window of the usual kind. A batch holds about ``batch_size`` times as many maps,
-        and no sequence more than three times as many.
+        and no sequence more than `LONGEST_RUN` times as many.
     maps_per_epoch
         Maps shown in an epoch after sampling, about, reached by cutting all runs several times
         over; by default they are cut once. Windows of stride 1 show each map `length` times: this
@@ -102,7 +105,7 @@ class RandomRuns:
     @property
     def longest(self) -> int:
         """Most maps of a sequence."""
-        return 3 * self.length
+        return LONGEST_RUN * self.length
 
     def cut(self, rng: np.random.Generator, *, passes: int = 1) -> list[Indices]:
         """All runs, so many times over, cut at random."""

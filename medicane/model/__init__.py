@@ -30,6 +30,7 @@ import numpy as np
 from medicane import config as configuration
 from medicane.errors import InputError
 from medicane.model.attention import location_map
+from medicane.model.carried import carried_head
 from medicane.model.encoders import map_encoder
 from medicane.model.ensemble import ensemble_of
 from medicane.model.feedback import teacher_forced
@@ -43,6 +44,7 @@ from medicane.model.parts import (
     facts_of,
     head_of,
     load_detector,
+    longest_sequence,
     looks_ahead,
     set_calibration,
     temporal_reach,
@@ -55,6 +57,7 @@ __all__ = [
     "DetectorCard",
     "FoldedTime",
     "build_detector",
+    "carried_head",
     "check_maps",
     "compile_detector",
     "encoder_of",
@@ -65,6 +68,7 @@ __all__ = [
     "knows_its_domain",
     "load_detector",
     "location_map",
+    "longest_sequence",
     "looks_ahead",
     "reconstruction_error",
     "set_calibration",

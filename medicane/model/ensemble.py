@@ -11,7 +11,7 @@ from keras import layers
 from medicane.errors import InputError
 from medicane.model.layers import Calibration, FeatureSlice, FoldedTime
 from medicane.model.out_of_domain import FACT, OutOfDomain
-from medicane.model.parts import assemble, encoder_of, facts_of, head_of
+from medicane.model.parts import assemble, encoder_of, facts_of, head_of, longest_sequence
 
 #: Facts that belong to one member alone.
 _OF_A_MEMBER = ("temperature", "prior_offset", "threshold", FACT)
@@ -58,6 +58,8 @@ def ensemble_of(
         told.pop(key, None)
     # The ensemble needs the grid of the most demanding of them.
     told["smallest_grid"] = max(int(facts_of(model).get("smallest_grid", 1)) for model in models)
+    # A state is carried no further than all of them have learnt to.
+    told["longest_sequence"] = min(longest_sequence(model) for model in models)
     encoders = [_copy(encoder_of(model), f"member{i}") for i, model in enumerate(models, start=1)]
     heads = [_copy(head_of(model), f"member{i}") for i, model in enumerate(models, start=1)]
     return assemble(

@@ -69,6 +69,12 @@ def facts_of(model: keras.Model) -> dict[str, Any]:
     return model.get_layer("card").facts
 
 
+def longest_sequence(model: keras.Model) -> int:
+    """Maps in the longest sequence that it was trained on: a window's, where it does not say."""
+    facts = facts_of(model)
+    return int(facts.get("longest_sequence", facts["length"]))
+
+
 def temporal_reach(model: keras.Model) -> int:
     """Maps that one output of the *encoder* sees: itself and those before it; 1 for a map encoder.
 

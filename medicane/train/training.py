@@ -14,6 +14,7 @@ import xarray as xr
 
 from medicane import __version__, names
 from medicane import model as detector
+from medicane.batches import LONGEST_RUN
 from medicane.config import Config
 from medicane.errors import InputError
 from medicane.normalise import Statistics, training_statistics
@@ -176,9 +177,12 @@ def train_detector(
 
 def training_facts(config: Config, store: xr.Dataset) -> dict[str, Any]:
     """What the saved model says of its training; JSON values only."""
+    length = config.sequences.length
     return {
         "software_version": __version__,
-        "length": config.sequences.length,
+        "length": length,
+        # A recurrent state may be carried on where sequences were longer than a window.
+        "longest_sequence": length * (LONGEST_RUN if config.train.variable_length else 1),
         "step_hours": config.data.step_hours,
         "degrees": config.data.degrees,
         "domain": config.data.domain.model_dump(),
