@@ -46,8 +46,8 @@ format: $(READY)  ## format the code and mend what lint can mend
 	$(BIN)/ruff check --fix-only -q .
 	$(BIN)/ruff format .
 
-bench: $(READY)  ## memory and speed, measured here
-	$(BIN)/python -m benchmarks.prepare_memory
+bench: $(READY)  ## every speed claim, measured here: docs/performance.md (SMALL=1: in bench_small)
+	@$(BIN)/python -m benchmarks $(if $(SMALL),--small --out bench_small/performance)
 
 lock: $(READY)  ## refresh requirements.lock: exact versions, hashes, no addresses
 	$(BIN)/uv pip compile pyproject.toml --all-extras --universal --generate-hashes --no-header \

@@ -1,4 +1,4 @@
-"""What a speed claim is: two sides measured in turn in one run, their ratio, its spread, the machine.
+"""What a speed claim is: two sides measured in turn in one run, their ratio and its spread.
 
 A benchmark is a module with ``measure(small: bool) -> Iterator[Claim]``; as a script it prints one
 line of JSON a claim. ``python -m benchmarks`` (``make bench``) runs all of them, each in a process
