@@ -16,7 +16,7 @@ PACKAGE = ROOT / "medicane"
 
 #: As in ARCHITECTURE.md; a room may import rooms of lower floors.
 FLOORS = {
-    0: ("errors", "names", "config"),
+    0: ("errors", "names", "config", "remote"),
     1: ("grids", "standardise", "labels", "packing", "phase_space"),
     2: ("synthetic", "sequences", "channels", "normalise"),
     3: ("store", "batches", "model", "folds"),
@@ -28,7 +28,7 @@ FLOORS = {
 }
 FLOOR = {room: floor for floor, rooms in FLOORS.items() for room in rooms}
 #: Among themselves, the rooms of floor 0 stand in this order.
-GROUND = ("errors", "names", "config")
+GROUND = ("errors", "names", "config", "remote")
 
 
 def sources() -> list[tuple[str, Path]]:

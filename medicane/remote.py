@@ -1,0 +1,464 @@
+"""Files and stores behind a URI: any of fsspec's, tried again with back-off, whole or an error.
+
+A connection that breaks, a server that fails and a body that is cut are met by another try, each
+after twice the wait of the one before; the last one ends in one error that names the URI. What is
+shorter than it should be is never taken for data. Users, passwords and queries of a URI, and what
+`StorageOptions` hold, enter no message.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import copy
+import errno
+import functools
+import importlib.util
+import io
+import logging
+import os
+import tempfile
+from collections.abc import Awaitable, Callable, Mapping
+from contextlib import suppress
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from fsspec.asyn import AsyncFileSystem, get_loop, sync
+from fsspec.implementations.cached import WholeFileCacheFileSystem
+
+from medicane.errors import InputError, redacted
+
+if TYPE_CHECKING:
+    from zarr.storage import FsspecStore
+
+LOG = logging.getLogger(__name__)
+
+#: Options of fsspec's file systems by protocol, as in its own configuration files:
+#: ``{"s3": {"anon": True, "endpoint_url": "http://127.0.0.1:9000"}}``.
+StorageOptions = Mapping[str, Mapping[str, Any]]
+
+#: So often is anything tried, with this wait after the first time and twice the last after others.
+TRIES = 5
+FIRST_WAIT_S = 0.5
+#: A connection over which nothing has come for so long is given up; one that is slow is not.
+SILENCE_S = 60
+
+#: NetCDF files are read in blocks of so many bytes, of which so many are kept.
+BLOCK_BYTES = 4 * 2**20
+KEPT_BLOCKS = 8
+
+#: Faults that a second try meets again.
+_LASTING = (
+    FileExistsError,
+    FileNotFoundError,
+    IsADirectoryError,
+    NotADirectoryError,
+    PermissionError,
+)
+_LASTING_NUMBERS = (
+    errno.EDQUOT,
+    errno.EINVAL,
+    errno.ENAMETOOLONG,
+    errno.ENOSPC,
+    errno.ENOSYS,
+    errno.EPERM,
+    errno.EROFS,
+)
+#: Each library has classes of its own for a connection that fails or ends too early.
+_PASSING = (
+    "ChecksumError",
+    "ConnectionError",
+    "HTTPClientError",
+    "IncompleteRead",
+    "IncompleteReadError",
+    "PayloadError",
+    "ResponseParserError",
+    "TimeoutError",
+)
+
+
+def is_remote(uri: object) -> bool:
+    """Whether a source is a URI, of one link or a chain of them, and no path of this machine."""
+    text = str(uri)
+    return ("://" in text or "::" in text) and not text.startswith("file://")
+
+
+def expand(uri: str, options: StorageOptions | None = None) -> list[str]:
+    """Every URI that one with wildcards stands for, in order; ``*`` is the one wildcard.
+
+    Raises
+    ------
+    InputError
+        If nothing matches, the listing cannot be read, or the protocol is not known.
+    """
+    if "*" not in uri:
+        return [uri]
+    fs, path = _connected(uri, options)
+    # Without this, a folder over HTTP that cannot be listed counts as an empty one.
+    more = {"on_error": "raise"} if "http" in fs.protocol else {}
+    try:
+        found = sync(get_loop(), _again, lambda: _within(fs, "glob", path, **more), uri)
+    except OSError as error:
+        raise unreadable(uri, error) from error
+    if not found:
+        raise InputError(uri, "the glob must match at least one file", found="none")
+    return [uri.replace(path, match, 1) for match in sorted(found)]
+
+
+def unreadable(uri: str, error: BaseException) -> InputError:
+    """What is said of a URI that could not be read, from an error that `Remote` raised."""
+    return InputError(uri, "must be readable", found=f"{type(error).__name__}: {error}")
+
+
+class Remote(AsyncFileSystem):
+    """One place behind a URI, a file or a folder; paths are relative to it, ``""`` is itself.
+
+    Any of its operations raises, after the last try or where none would help, a plain `OSError`
+    (`FileNotFoundError`, `PermissionError`, `ConnectionError` …) whose text holds no secret.
+
+    Parameters
+    ----------
+    uri
+        Any URI that fsspec understands; a chain (``simplecache::s3://…``) too.
+    options
+        By protocol; they go before fsspec's own configuration and environment.
+
+    Raises
+    ------
+    InputError
+        If the protocol is not known, or its library is not installed.
+    """
+
+    cachable = False
+    protocol = "remote"
+
+    def __init__(self, uri: str, options: StorageOptions | None = None) -> None:
+        super().__init__(asynchronous=True)
+        self.uri = uri
+        self._fs, root = _connected(uri, options)
+        self._root, mark, query = (
+            root.partition("?") if "http" in self._fs.protocol else (root, "", "")
+        )
+        self._query = mark + query
+        self._sound: set[str] = set()
+
+    def read(self, path: str = "", *, start: int | None = None, end: int | None = None) -> bytes:
+        """The bytes of a file, all of them or those from `start` to before `end`."""
+        return bytes(sync(get_loop(), self._cat_file, path, start=start, end=end))
+
+    def write(self, path: str, data: bytes) -> None:
+        """Put a file in its place at once."""
+        sync(get_loop(), self._pipe_file, path, data)
+
+    def start(self, length: int = 64) -> bytes:
+        """The first bytes of the place if it is a file, fewer where it is shorter.
+
+        Raises
+        ------
+        OSError
+            `FileNotFoundError` where there is no file: a folder has no bytes of its own.
+        """
+        try:
+            return self.read(start=0, end=length)
+        except OSError as error:
+            # How a server says that a file is empty: its range from 0 on is none.
+            if any(word in str(error) for word in ("416", "not satisfiable")):
+                return b""
+            raise
+
+    def is_zarr(self) -> bool:
+        """Whether the place is a Zarr store: whether its own document can be read there."""
+        for name in ("zarr.json", ".zmetadata", ".zgroup"):
+            # Without the right to list, a store answers 403 for what is not there.
+            with suppress(
+                FileNotFoundError, IsADirectoryError, NotADirectoryError, PermissionError
+            ):
+                self.read(name)
+                return True
+        return False
+
+    def zarr_store(self, *, read_only: bool = True) -> FsspecStore:
+        """The place as a store for zarr and xarray."""
+        from zarr.storage import FsspecStore
+
+        return FsspecStore(self, path="", read_only=read_only)
+
+    def file(self) -> RangeFile | Path:
+        """The place as a file of which only the parts that are asked for are read.
+
+        Where the server does not tell its length, a local copy.
+        """
+        size = sync(get_loop(), self._info, "").get("size")
+        return self.local_copy() if size is None else RangeFile(self, int(size))
+
+    def local_copy(self) -> Path:
+        """A whole copy in a temporary folder, removed when the process ends.
+
+        A second call makes another one only where the server says that the file has changed.
+        """
+        from dask.base import tokenize
+
+        about = sync(get_loop(), self._info, "")
+        path = Path(_copies().name) / tokenize(self.uri, {k: str(v) for k, v in about.items()})
+        if not path.exists():
+            part = path.with_suffix(".part")
+            try:
+                sync(get_loop(), self._get_file, "", str(part))
+                os.replace(part, path)
+            finally:
+                part.unlink(missing_ok=True)
+        return path
+
+    # What zarr and the methods above call, on whichever event loop --------------------------------
+
+    async def _cat_file(
+        self,
+        path: str,
+        start: int | None = None,
+        end: int | None = None,
+        *,
+        length: int | None = None,
+        **kwargs: Any,
+    ) -> bytes:
+        """The bytes of a file; `length` of them, if that is known."""
+
+        async def once() -> bytes:
+            data = bytes(await self._do("cat_file", path, start=start, end=end))
+            if start is not None and end is not None and len(data) > end - start >= 0:
+                data = data[start:end]  # a server that knows no ranges sends all
+            if length is not None:
+                _check_length(len(data), length)
+            return data
+
+        return await _again(once, self._told(path))
+
+    async def _get_file(self, rpath: str, lpath: str, **kwargs: Any) -> None:
+        async def once() -> None:
+            size = (await self._do("info", rpath)).get("size")
+            await self._do("get_file", rpath, lpath)
+            if size is not None:
+                _check_length(os.path.getsize(lpath), int(size))
+
+        await _again(once, self._told(rpath))
+
+    async def _pipe_file(self, path: str, value: bytes, **kwargs: Any) -> None:
+        await _again(lambda: self._do("pipe_file", path, value), self._told(path))
+
+    async def _info(self, path: str, **kwargs: Any) -> dict[str, Any]:
+        found = await _again(lambda: self._do("info", path), self._told(path))
+        return {**found, "name": "/" + path.strip("/")}
+
+    async def _ls(self, path: str, detail: bool = True, **kwargs: Any) -> list[Any]:
+        found = await _again(lambda: self._do("ls", path, detail=True), self._told(path))
+        entries = [
+            {**entry, "name": "/" + entry["name"].rstrip("/").removeprefix(self._root).lstrip("/")}
+            for entry in found
+        ]
+        return entries if detail else [entry["name"] for entry in entries]
+
+    async def _exists(self, path: str, **kwargs: Any) -> bool:
+        try:
+            await self._info(path)
+        except FileNotFoundError:
+            return False
+        return True
+
+    async def _do(self, operation: str, path: str, *args: Any, **kwargs: Any) -> Any:
+        full = self._full(path)
+        if path not in self._sound:
+            await asyncio.to_thread(self._drop_cut_copy, full)
+            self._sound.add(path)
+        try:
+            return await _within(self._fs, operation, full, *args, **kwargs)
+        except BaseException:
+            self._sound.discard(path)
+            raise
+
+    def _drop_cut_copy(self, full: str) -> None:
+        """Remove what simplecache or filecache holds of a file whose copying was cut.
+
+        They copy under the final name, and take what is there for the file.
+        """
+        fs = getattr(self._fs, "sync_fs", None)
+        if isinstance(fs, WholeFileCacheFileSystem):
+            held = Path(fs.storage[-1]) / fs._mapper(full)
+            if held.exists() and held.stat().st_size != fs.info(full)["size"]:
+                held.unlink()
+
+    def _full(self, path: str) -> str:
+        inner = path.strip("/")
+        return (f"{self._root.rstrip('/')}/{inner}" if inner else self._root) + self._query
+
+    def _told(self, path: str) -> str:
+        inner = path.strip("/")
+        return f"{self.uri}: {inner}" if inner else self.uri
+
+
+class RangeFile(io.RawIOBase):
+    """A remote file as Python and HDF5 read files: by ranges, each one whole or an error."""
+
+    def __init__(self, place: Remote, size: int) -> None:
+        from fsspec.caching import BlockCache
+
+        super().__init__()
+        self._place, self._size, self._at = place, size, 0
+        self._cache = BlockCache(BLOCK_BYTES, self._fetch, size, maxblocks=KEPT_BLOCKS)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), (self._place, self._size)
+
+    def _fetch(self, start: int, end: int) -> bytes:
+        end = min(end, self._size)  # the last block is asked for as if it were a full one
+        read = self._place._cat_file
+        return bytes(sync(get_loop(), read, "", start, end, length=end - start))
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def tell(self) -> int:
+        return self._at
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        base = {io.SEEK_SET: 0, io.SEEK_CUR: self._at, io.SEEK_END: self._size}[whence]
+        self._at = max(0, base + offset)
+        return self._at
+
+    def readinto(self, buffer: Any) -> int:
+        wanted = memoryview(buffer).cast("B")
+        data = self._cache._fetch(self._at, min(self._at + len(wanted), self._size))
+        wanted[: len(data)] = data
+        self._at += len(data)
+        return len(data)
+
+
+def needs(package: str, uri: object, *, extra: str = "cloud") -> None:
+    """Refuse what a package of an extra is needed for and is not installed.
+
+    Raises
+    ------
+    InputError
+        Naming the extra.
+    """
+    if importlib.util.find_spec(package) is None:
+        raise InputError(uri, f"needs {package}: pip install 'medicane[{extra}]'")
+
+
+# --------------------------------------------------------------------------------------------------
+
+
+@functools.cache
+def _copies() -> tempfile.TemporaryDirectory[str]:
+    """The folder of local copies; it goes when the process does."""
+    return tempfile.TemporaryDirectory(prefix="medicane-")
+
+
+def _connected(uri: str, options: StorageOptions | None) -> tuple[Any, str]:
+    """The file system behind a URI, and the path on it; nothing is asked of it yet."""
+    from fsspec.core import url_to_fs
+    from fsspec.implementations.asyn_wrapper import AsyncFileSystemWrapper
+
+    protocols = {link.partition("://")[0] for link in uri.split("::")}
+    try:
+        fs, path = url_to_fs(uri, **{p: _arguments(p, options) for p in protocols})
+    except ImportError as error:
+        raise InputError(
+            uri,
+            "needs a library that is not installed; those of https, s3 and gs come with "
+            "pip install 'medicane[cloud]'",
+            found=error,
+        ) from None
+    except Exception as error:
+        raise InputError(uri, "must be a URI that fsspec understands", found=error) from None
+    fs.invalidate_cache()  # listings are kept by the process; a daily run asks anew
+    return (fs if fs.async_impl else AsyncFileSystemWrapper(fs, asynchronous=False)), path
+
+
+def _arguments(protocol: str, options: StorageOptions | None) -> dict[str, Any]:
+    """Of a file system: ours, before them fsspec's configuration, before that the options given."""
+    from fsspec.config import conf
+
+    ours: dict[str, Any] = {}
+    if protocol in ("http", "https") and importlib.util.find_spec("aiohttp"):
+        from aiohttp import ClientTimeout
+
+        timeout = ClientTimeout(total=None, sock_connect=SILENCE_S / 4, sock_read=SILENCE_S)
+        # trust_env: proxies of the environment, and the users and passwords of ~/.netrc.
+        ours = {
+            "client_kwargs": {"trust_env": True, "timeout": timeout},
+            "headers": {"Accept-Encoding": "identity"},  # so that a range is one of the file
+        }
+    elif protocol in ("s3", "s3a"):
+        # botocore's own tries would multiply with those of `_again`.
+        ours = {"config_kwargs": {"retries": {"total_max_attempts": 1, "mode": "standard"}}}
+    return (
+        ours | dict(conf.get(protocol, {})) | copy.deepcopy(dict((options or {}).get(protocol, {})))
+    )
+
+
+async def _within(fs: Any, operation: str, *args: Any, **kwargs: Any) -> Any:
+    """An operation of a file system, on the event loop that its connections belong to."""
+    call = getattr(fs, f"_{operation}")(*args, **kwargs)
+    if asyncio.get_running_loop() is fs.loop:
+        return await call
+    return await asyncio.wrap_future(asyncio.run_coroutine_threadsafe(call, fs.loop))
+
+
+async def _again(operation: Callable[[], Awaitable[Any]], told: str) -> Any:
+    """Try until it goes well, the fault is a lasting one, or it has been tried `TRIES` times."""
+    wait = FIRST_WAIT_S
+    for tries in range(1, TRIES + 1):
+        try:
+            return await operation()
+        except Exception as error:
+            if tries == TRIES or not _passing(error):
+                # Not chained: the libraries' own errors hold URIs with all that is in them.
+                raise _plain(error, told) from None
+            LOG.info("%s: %s; tried again in %g s", redacted(told), type(error).__name__, wait)
+        await asyncio.sleep(wait)
+        wait *= 2
+    raise AssertionError("not reached")
+
+
+def _passing(error: BaseException) -> bool:
+    """Whether a second try may go better: a fault of the server or on the way, not of the asker."""
+    if isinstance(error, _LASTING):
+        # fsspec says "not found" of what it could not ask for, and keeps why.
+        return error.__cause__ is not None and _passing(error.__cause__)
+    status = _status(error)
+    if status is not None:
+        return status >= 500 or status in (408, 425, 429)
+    if isinstance(error, OSError):
+        return error.errno not in _LASTING_NUMBERS
+    return any(kind.__name__.endswith(_PASSING) for kind in type(error).__mro__)
+
+
+def _status(error: BaseException) -> int | None:
+    """The HTTP status behind an error; None if it is of another kind."""
+    for name in ("status", "code"):
+        value = str(getattr(error, name, ""))
+        if value.isdigit() and int(value) >= 400:
+            return int(value)
+    return None
+
+
+def _plain(error: Exception, told: str) -> OSError:
+    """The error without what its library has hung on it, and without secrets."""
+    if isinstance(error, _LASTING) and isinstance(error.__cause__, Exception) and _passing(error):
+        return _plain(error.__cause__, told)
+    lines = str(error).strip().splitlines()
+    text = redacted(lines[0][:300] if lines else type(error).__name__)
+    if _passing(error):
+        return ConnectionError(f"{redacted(told)}: tried {TRIES} times; at last {text}")
+    for kind in _LASTING:
+        if isinstance(error, kind):
+            return kind(text)
+    if _status(error) in (401, 403) or "Credentials" in type(error).__name__:
+        return PermissionError(f"{text}; docs/remote.md says how access is configured")
+    return OSError(f"{type(error).__name__}: {text}")
+
+
+def _check_length(found: int, wanted: int) -> None:
+    if found != wanted:
+        raise ConnectionError(f"{found} of {wanted} bytes came")
