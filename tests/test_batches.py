@@ -16,6 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from medicane.batches import SequenceBatches
+from medicane.batches.dataset import MEMORY
 from medicane.errors import InputError
 from medicane.sequences import windows
 
@@ -105,7 +106,7 @@ def test_an_epoch_holds_every_window_once_and_the_next_in_another_order():
 
 
 def test_the_seed_and_the_epoch_alone_decide():
-    a, b, c = batches(seed=5), batches(seed=5, cache=True), batches(seed=6)
+    a, b, c = batches(seed=5), batches(seed=5, workers=2), batches(seed=6)
     a.epoch = b.epoch = c.epoch = 3
     assert first_maps(a[1][0]) == first_maps(b[1][0])
     assert first_maps(a[1][0]) != first_maps(c[1][0])
@@ -155,47 +156,6 @@ def test_the_prior_offset_is_the_shift_of_the_log_odds():
     assert batches(negatives_per_positive=1e6).prior_offset == 0.0
 
 
-@pytest.mark.parametrize("cache", [False, True])
-def test_nothing_is_read_before_the_first_batch_and_each_run_once(cache):
-    reads = []
-
-    class Watched(xr.backends.common.BackendArray):
-        shape, dtype = (N, CHANNELS, LAT, LON), np.dtype("float32")
-
-        def __getitem__(self, key):
-            def get(k):
-                reads.append(k[0])
-                return numbered().values[k]
-
-            return xr.core.indexing.explicit_indexing_adapter(
-                key, self.shape, xr.core.indexing.IndexingSupport.BASIC, get
-            )
-
-    lazy = xr.Variable(numbered().dims, xr.core.indexing.LazilyIndexedArray(Watched()))
-    data = batches(
-        maps=xr.DataArray(lazy, coords=numbered().coords, fastpath=False),
-        shuffle=False,
-        batch_size=16,
-        cache=cache,
-    )
-    assert not reads
-    np.testing.assert_array_equal(data[0][0], batches(shuffle=False, batch_size=16)[0][0])
-    # 16 overlapping windows are one run of 25 maps; the cache takes all 80 at once.
-    assert [(r.start, r.stop) for r in reads] == [(0, 80 if cache else 25)]
-    _ = data[1]
-    assert len(reads) == (1 if cache else 2)
-
-
-def test_the_cache_holds_only_the_maps_of_its_windows():
-    maps = numbered()
-    rows = rows_of(maps)[[3, 40]]
-    data = SequenceBatches(maps, rows, labels=label_pattern(), cache=True, shuffle=False)
-    got = data[0][0]
-    assert first_maps(got) == [3, 40]
-    assert data._held is not None
-    assert data._held[0].shape[0] == 2 * LENGTH
-
-
 def test_a_store_is_read_by_its_path(tmp_path):
     maps = numbered()
     maps.to_dataset(name="maps").chunk(time=24).to_zarr(tmp_path / "maps.zarr", zarr_format=3)
@@ -223,11 +183,13 @@ def tiny_model() -> keras.Model:
 
 
 @pytest.mark.timeout(120)
-@pytest.mark.parametrize("cache", [False, True])
-def test_fitting_with_two_workers_ends_and_equals_one(cache):
+@pytest.mark.parametrize("memory", [MEMORY, 0])
+def test_fitting_with_two_workers_ends_and_equals_one(memory):
     weights = {}
     for workers in (1, 2):
-        data = batches(batch_size=8, workers=workers, cache=cache, seed=2, negatives_per_positive=2)
+        data = batches(
+            batch_size=8, workers=workers, memory=memory, seed=2, negatives_per_positive=2
+        )
         model = tiny_model()
         model.fit(data, epochs=3, shuffle=False, verbose=0)
         weights[workers] = [np.asarray(w) for w in model.get_weights()]

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from medicane.batches import RandomRuns, SequenceBatches
-from medicane.batches.plans import Part, pieces_of, previous_labels
+from medicane.batches.epochs import Part, pieces_of, previous_labels
 from medicane.errors import InputError
 from tests.test_batches import LENGTH, N, batches, label_pattern, numbered, times_of
 
@@ -110,7 +110,7 @@ def test_every_batch_holds_something_and_the_first_two_differ_in_length(batch_si
 
 
 def test_runs_follow_from_seed_and_epoch_alone():
-    a, b, c = (run_batches(batch_size=4, seed=s, cache=k) for s, k in ((1, 0), (1, 1), (2, 0)))
+    a, b, c = (run_batches(batch_size=4, seed=s, workers=k) for s, k in ((1, 1), (1, 2), (2, 1)))
     for data in (a, b, c):
         data.take_up(2)
     np.testing.assert_array_equal(a[0][0], b[0][0])
@@ -189,7 +189,7 @@ def test_pieces_hold_every_map_of_a_window_once(length, piece, n):
     piece = min(piece, length)
     rows = np.arange(n * length).reshape(n, length) * 3
     shown = np.full((n, length), 0.5, np.float32)
-    cut = pieces_of(Part(rows, shown), piece)
+    cut = pieces_of(Part(rows, shown, np.arange(n)), piece)
     assert cut.rows.shape == cut.shown.shape == (n * -(-length // piece), piece)
     assert (np.diff(cut.rows, axis=1) == 3).all()
     counted = cut.rows[cut.shown > 0]

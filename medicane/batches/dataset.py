@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,18 +12,23 @@ import xarray as xr
 from numpy.typing import ArrayLike, NDArray
 
 from medicane import names
+from medicane.batches.epochs import Epoch, pieces_of, previous_labels
 from medicane.batches.plans import (
     PREVIOUS_STREAM,
-    Part,
     RandomRuns,
     RunPlan,
     Sampling,
     Series,
     WindowPlan,
-    pieces_of,
-    previous_labels,
 )
+from medicane.batches.reading import HeldMaps
 from medicane.errors import InputError
+
+#: Bytes of maps in memory at most, by default; with batches on their way to Keras about as much
+#: again. Records up to this size are read once and kept.
+MEMORY = 300_000_000
+#: Bytes of the batches that wait for Keras, at most; two wait in any case.
+QUEUE = 60_000_000
 
 #: ``(inputs, labels, weights)``; the inputs are the maps, or a mapping of maps and previous labels.
 Batch = tuple[Any, NDArray[np.float32], NDArray[np.float32]]
@@ -37,6 +41,10 @@ class SequenceBatches(keras.utils.PyDataset):
     epoch holds follows from the seed and the number of the epoch alone, whatever the number of
     workers and wherever training was taken up again.
 
+    A record that fits in `memory` is read once and kept. Of a larger one, each stretch of
+    neighbouring chunks is read once an epoch, and windows are shuffled among those that are in
+    memory together (see `medicane.batches.reading`).
+
     Item ``i`` is
 
     * maps (batch, length, latitude, longitude, channel) float32; with `previous_label` a mapping of
@@ -44,6 +52,10 @@ class SequenceBatches(keras.utils.PyDataset):
     * labels (batch, length, 1) float32: 1, or 0; unknown maps have 0 and no weight,
     * weights (batch, length) float32: 0 for unknown maps and for what fills up the end of a short
       sequence, else 1 or as given, times the importance of the sequence (see `hard_share`).
+
+    With a `block` of W windows, item ``i`` is maps (batch, length + (W - 1) · stride, latitude,
+    longitude, channel), each once, labels (batch, W, length, 1) and weights (batch, W, length):
+    what `medicane.model.sliding` is trained with. Labels are views of those of the maps.
 
     The last batch of an epoch may be smaller. Pass ``shuffle=False`` to `keras.Model.fit`: the
     shuffling is done here.
@@ -53,14 +65,17 @@ class SequenceBatches(keras.utils.PyDataset):
     maps
         (time, channel, latitude, longitude), lazy, or the path of a map store.
     windows
-        (window, length) indices into time, from `medicane.sequences`; or `RandomRuns`, which are
-        cut into sequences of many lengths, anew for each epoch.
+        (window, length) indices into time, in its order, from `medicane.sequences`; or
+        `RandomRuns`, which are cut into sequences of many lengths, anew for each epoch.
     labels
         (time) 1, 0 or −1 (unknown).
     weights
         (time) ≥ 0, multiplied into the weights of the known maps; 1 by default.
     batch_size
-        Windows in a batch; of random runs, about as many maps as that.
+        Windows in a batch; of blocks and of random runs, about as many maps as that.
+    block
+        Neighbouring windows that are handed out together, so that each map is encoded once for all
+        of them. They are sampled together: a block with a medicane is always shown.
     seed, shuffle
         Of the order of windows and of the sampling.
     negatives_per_positive
@@ -77,10 +92,11 @@ class SequenceBatches(keras.utils.PyDataset):
         shows what the order is worth.
     previous_label
         Epoch → share of the maps, 0 to 1, that are told the true label of the map before them.
-    cache
-        Hold the maps of these windows in memory (4 bytes a value), read once at the first batch.
+    memory
+        Bytes of maps held at most (4 a value). Room for a few hundred maps is needed at least; with
+        less, windows are hardly shuffled and more is held than allowed.
     workers, max_queue_size
-        As in `keras.utils.PyDataset`; threads, never processes.
+        As in `keras.utils.PyDataset`; threads, never processes. Of large batches fewer wait.
 
     Attributes
     ----------
@@ -88,14 +104,15 @@ class SequenceBatches(keras.utils.PyDataset):
         Number of the current epoch, from 0; Keras advances it. `take_up` sets it.
     piece_length
         Hand the windows of a batch over as shorter sequences of this many maps, the same maps in
-        all; none (default): whole. Set it between two fits only.
+        all; none (default): whole. Set it between two fits only. Not for blocks.
 
     Raises
     ------
     InputError
-        If there are no windows, they reach outside the maps, the labels have another length or
-        other values, sampling is asked for and no window holds a medicane, or hard ones are
-        asked for and not told.
+        If there are no windows, they reach outside the maps or are not in order, the labels have
+        another length or other values, sampling is asked for and no window holds a medicane, hard
+        ones are asked for and not told, or blocks are combined with `shuffled_order`,
+        `previous_label` or random runs, which have no windows in common.
 
     Examples
     --------
@@ -111,6 +128,7 @@ class SequenceBatches(keras.utils.PyDataset):
         labels: ArrayLike,
         weights: ArrayLike | None = None,
         batch_size: int = 16,
+        block: int = 1,
         seed: int = 0,
         shuffle: bool = True,
         negatives_per_positive: float | None = None,
@@ -118,20 +136,25 @@ class SequenceBatches(keras.utils.PyDataset):
         hard_share: float | None = None,
         shuffled_order: bool = False,
         previous_label: Callable[[int], float] | None = None,
-        cache: bool = False,
+        memory: int = MEMORY,
         workers: int = 1,
         max_queue_size: int = 10,
     ) -> None:
-        super().__init__(workers=workers, use_multiprocessing=False, max_queue_size=max_queue_size)
         source = maps if isinstance(maps, xr.DataArray) else xr.open_zarr(maps, chunks=None)["maps"]
-        self._maps = source.transpose(names.TIME, names.CHANNEL, names.LATITUDE, names.LONGITUDE)
         n = source.sizes[names.TIME]
         self._known, self._positive = _checked_labels(labels, n)
         self._weights = self._known.astype(np.float32)
         if weights is not None:
             self._weights *= _checked_weights(weights, n)
-        if batch_size < 1:
-            raise InputError("train.batch_size", "must be at least 1", found=batch_size)
+        for key, value in (("train.batch_size", batch_size), ("train.block", block)):
+            if value < 1:
+                raise InputError(key, "must be at least 1", found=value)
+        if block > 1 and (shuffled_order or previous_label or isinstance(windows, RandomRuns)):
+            raise InputError(
+                "train.block",
+                "must be 1 for random runs, maps in shuffled order and labels that are fed back",
+                found=block,
+            )
         if hard_share is not None and (hard is None or np.shape(hard) != (n,)):
             raise InputError(
                 "train.hard_negative_share",
@@ -147,30 +170,35 @@ class SequenceBatches(keras.utils.PyDataset):
             negatives_per_positive=negatives_per_positive,
             hard_share=hard_share,
             shuffled_order=shuffled_order,
+            held=memory // (4 * source.size // n),
         )
         self._plan = (
             RunPlan(windows, series, sampling)
             if isinstance(windows, RandomRuns)
-            else WindowPlan(windows, series, sampling)
+            else WindowPlan(windows, series, sampling, block=block)
         )
-        self.batch_size, self.seed, self.epoch = batch_size, seed, 0
+        waiting = QUEUE // (4 * source.size // n * self._plan.maps_per_batch)
+        super().__init__(
+            workers=workers,
+            use_multiprocessing=False,
+            max_queue_size=min(max_queue_size, max(2, waiting)),
+        )
+        self.batch_size, self.block, self.seed, self.epoch = batch_size, block, seed, 0
         self.piece_length: int | None = None
         self._previous_label = previous_label
-        self._cache = cache
-        self._lock = threading.Lock()
-        self._held: tuple[NDArray[np.float32], NDArray[np.int64]] | None = None
-        self._parts: tuple[int, list[Part]] | None = None
-        self._begun = False
+        self._held = HeldMaps(source, self._plan.spans)
+        self._laid_out: tuple[int, Epoch] | None = None
+        self._begun, self._skipped = False, 0
 
     @property
     def n_windows(self) -> int:
-        """Sequences in one epoch; of random runs, on average."""
+        """Windows in one epoch; of blocks and random runs, on average."""
         return self._plan.n_sequences
 
     @property
     def num_batches(self) -> int:
-        """Batches in one epoch; the last may be smaller."""
-        return self._plan.num_batches
+        """Batches in one epoch, or in what is left of one that was taken up in its course."""
+        return self._plan.num_batches - self._skipped
 
     def __len__(self) -> int:
         return self.num_batches
@@ -200,9 +228,19 @@ class SequenceBatches(keras.utils.PyDataset):
             )
         return self._plan.order(epoch)
 
-    def take_up(self, epoch: int) -> None:
-        """Make this the current epoch, from 0, and not yet begun."""
-        self.epoch, self._begun = epoch, False
+    def take_up(self, epoch: int, batch: int = 0) -> None:
+        """Make this the current epoch, and this its first batch; both from 0.
+
+        Batches are counted from it on, until the epoch has ended.
+
+        Raises
+        ------
+        IndexError
+            If the epoch has no such batch.
+        """
+        if not 0 <= batch < self._plan.num_batches:
+            raise IndexError(f"batch {batch} of {self._plan.num_batches}")
+        self.epoch, self._begun, self._skipped = epoch, False, batch
 
     def on_epoch_begin(self) -> None:
         """Keras calls this before it draws from an epoch."""
@@ -211,20 +249,21 @@ class SequenceBatches(keras.utils.PyDataset):
     def on_epoch_end(self) -> None:
         """Go on to the next epoch; Keras calls this."""
         # `fit` also calls it before its first epoch, which has not begun and must not be skipped.
-        self.epoch += self._begun
-        self._begun = False
+        if self._begun:
+            self.take_up(self.epoch + 1)
 
     def __getitem__(self, index: int) -> Batch:
         if not 0 <= index < self.num_batches:
             raise IndexError(f"batch {index} of {self.num_batches}")
-        epoch = self.epoch
-        part = self._current(epoch)[index]
+        epoch, index = self.epoch, index + self._skipped
+        laid_out = self._current(epoch)
+        part = laid_out[index]
         if self.piece_length is not None:
             part = pieces_of(part, self.piece_length)
         rows = part.rows
-        labels = self._positive[rows].astype(np.float32)[..., None]
-        weights = self._weights[rows] * part.shown
-        maps = self._read(rows)
+        labels = laid_out.by_window(self._positive[rows].astype(np.float32))[..., None]
+        weights = laid_out.by_window(self._weights[rows]) * part.shown
+        maps = self._held.gather(rows, part.span, kept=laid_out.needed(index))
         if self._previous_label is None:
             return maps, labels, weights
         previous = previous_labels(
@@ -236,36 +275,12 @@ class SequenceBatches(keras.utils.PyDataset):
         )
         return {"maps": maps, "previous": previous}, labels, weights
 
-    def _current(self, epoch: int) -> list[Part]:
-        kept = self._parts
+    def _current(self, epoch: int) -> Epoch:
+        kept = self._laid_out
         if kept is None or kept[0] != epoch:
             kept = (epoch, self._plan.parts(epoch))
-            self._parts = kept
+            self._laid_out = kept
         return kept[1]
-
-    def _read(self, rows: NDArray[np.int64]) -> NDArray[np.float32]:
-        if self._cache:
-            with self._lock:  # the first batch of any worker fills it, the others wait
-                if self._held is None:
-                    used = self._plan.used
-                    self._held = (self._load(used), used)
-            held, used = self._held
-            return held[np.searchsorted(used, rows)]
-        used = np.unique(rows)
-        return self._load(used)[np.searchsorted(used, rows)]
-
-    def _load(self, used: NDArray[np.int64]) -> NDArray[np.float32]:
-        """Maps of ascending indices, channels last; each run of maps is read once."""
-        _, channels, n_lat, n_lon = self._maps.shape
-        out = np.empty((used.size, n_lat, n_lon, channels), np.float32)
-        start = 0
-        for run in np.split(used, np.flatnonzero(np.diff(used) != 1) + 1):
-            for first in range(int(run[0]), int(run[-1]) + 1, 256):
-                stop = min(first + 256, int(run[-1]) + 1)
-                block = np.asarray(self._maps[first:stop].values)
-                out[start : start + stop - first] = block.transpose(0, 2, 3, 1)
-                start += stop - first
-        return out
 
 
 def _checked_labels(labels: ArrayLike, n: int) -> tuple[NDArray[Any], NDArray[Any]]:

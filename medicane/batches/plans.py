@@ -1,40 +1,34 @@
-"""How an epoch is laid out in batches: windows of one length, or runs cut at random.
+"""Which sequences an epoch shows: windows of one length, blocks of windows, or random runs.
 
 A plan knows nothing of maps: it deals in indices into time. What an epoch holds follows from the
-seed and the number of the epoch alone.
+seed and the number of the epoch alone; its order follows from how many maps fit in memory, too.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from medicane.batches.epochs import Epoch
+from medicane.batches.reading import Spans
 from medicane.batches.sampling import Indices, stratify
 from medicane.errors import InputError
 
 #: Streams of random numbers of one epoch, each apart: the draw and its order come first, and
 #: alone, so that what else is switched on does not change them.
-ORDER_STREAM, PREVIOUS_STREAM = 1, 2
+ORDER_STREAM, PREVIOUS_STREAM, SPAN_STREAM = 1, 2, 3
 
 #: Windows' lengths that a sequence of random runs has at most.
 LONGEST_RUN = 3
 
+#: Batches of random runs whose sequences are sorted by length together.
+SORTED = 8
+
 #: Epochs whose cuts are looked at to tell what an epoch of random runs holds on average.
 LOOKED_AT = 8
-
-
-class Part(NamedTuple):
-    """One batch: which maps stand where, and how much each counts.
-
-    `rows` (batch, length) indices into time; `shown` (batch, length) float32, multiplied into the
-    weights: 0 for what only fills up the end of a short sequence.
-    """
-
-    rows: Indices
-    shown: NDArray[np.float32]
 
 
 @dataclass(frozen=True)
@@ -60,6 +54,8 @@ class Sampling:
     negatives_per_positive: float | None = None
     hard_share: float | None = None
     shuffled_order: bool = False
+    #: Maps that may be in memory at once; none: any number.
+    held: int | None = None
 
 
 @dataclass(frozen=True)
@@ -134,51 +130,75 @@ class RandomRuns:
 
 
 class WindowPlan:
-    """Windows of one length, drawn and shuffled."""
+    """Windows of one length, drawn and shuffled, alone or in blocks of neighbours.
 
-    def __init__(self, windows: ArrayLike, series: Series, sampling: Sampling) -> None:
-        self.windows = _checked_windows(windows, series.positive.size)
+    A block of W windows that begin `stride` maps apart is one sequence of ``length + (W - 1) *
+    stride`` maps: each is read, and encoded, once for all windows that it stands in. What a period
+    has left over is a shorter block, filled up at its end with its last map; the windows that reach
+    into the filling do not count. Blocks are sampled as windows are: those with a medicane are
+    always shown, and of the others so many for each one with.
+    """
+
+    def __init__(
+        self, windows: ArrayLike, series: Series, sampling: Sampling, *, block: int = 1
+    ) -> None:
         self._sampling = sampling
+        self._windows, self._length = _checked_windows(windows, series.positive.size)
+        self._stride, begins = _blocks(self._windows, block, length=self._length)
+        self._of_block = np.split(np.arange(self._windows.size), begins[1:])
+        self._first = self._windows[begins]
+        last = self._windows[np.append(begins[1:], self._windows.size) - 1]
+        self._count = last + self._length - self._first
         self.strata = stratify(
-            _holds(series.positive, self.windows),
-            None if series.hard is None else _holds(series.hard, self.windows),
+            _any_between(series.positive, self._first, self._count),
+            None if series.hard is None else _any_between(series.hard, self._first, self._count),
             negatives_per_positive=sampling.negatives_per_positive,
             hard_share=sampling.hard_share,
         )
         self._importance = self.strata.importance()
-        weight = series.weights[self.windows]
-        positive = (weight * series.positive[self.windows]).sum(axis=1, dtype=np.float64)
-        self.prior_offset = self.strata.prior_offset(
-            positive, weight.sum(axis=1, dtype=np.float64) - positive
-        )
-        self.n_sequences = self.strata.n_shown
-        self.num_batches = -(-self.n_sequences // sampling.batch_size)
-
-    @property
-    def used(self) -> Indices:
-        """Maps that can be asked for, ascending."""
-        return np.unique(self.windows)
+        # A map counts once for each window that it stands in.
+        weight = _sums_between(series.weights, self._windows, self._length)
+        positive = _sums_between(series.weights * series.positive, self._windows, self._length)
+        positive, weight = (np.add.reduceat(sums, begins) for sums in (positive, weight))
+        self.prior_offset = self.strata.prior_offset(positive, weight - positive)
+        self.n_sequences = round(self.strata.shown(np.diff(begins, append=self._windows.size)))
+        # A batch of blocks has about as many maps as one of so many windows.
+        self._width = self._length + (block - 1) * self._stride
+        self._ends = self._length + np.arange(block) * self._stride if block > 1 else None
+        self._blocks = max(1, round(sampling.batch_size * self._length / self._width))
+        self.num_batches = -(-self.strata.n_shown // self._blocks)
+        self.maps_per_batch = self._blocks * self._width
+        self.spans = Spans(self._first, self._first + self._count, most=sampling.held)
 
     def order(self, epoch: int) -> Indices:
-        """Windows of an epoch in their order: (sequence) indices into the windows."""
+        """Windows of an epoch in their order: (window) indices into the windows."""
+        return np.concatenate([self._of_block[i] for i in self._order(epoch)])
+
+    def _order(self, epoch: int) -> Indices:
         rng = np.random.default_rng([self._sampling.seed, epoch])
         chosen = self.strata.draw(rng)
-        if self._sampling.shuffle:
-            rng.shuffle(chosen)
-        return chosen
+        if not self._sampling.shuffle:
+            return chosen
+        rng.shuffle(chosen)
+        rng = np.random.default_rng([self._sampling.seed, epoch, SPAN_STREAM])
+        mixed = self.spans.mixed(self._first[chosen], batches=self.num_batches, rng=rng)
+        return chosen[mixed]
 
-    def parts(self, epoch: int) -> list[Part]:
+    def parts(self, epoch: int) -> Epoch:
         """The batches of an epoch; the last may be smaller."""
-        order = self.order(epoch)
-        rows = self.windows[order]
-        if self._sampling.shuffled_order:
-            rng = np.random.default_rng([self._sampling.seed, epoch, ORDER_STREAM])
-            rows = rng.permuted(rows, axis=1)
-        shown = np.repeat(self._importance[order][:, None], rows.shape[1], axis=1)
-        edges = np.arange(1, self.num_batches) * self._sampling.batch_size
-        return [
-            Part(*part) for part in zip(np.split(rows, edges), np.split(shown, edges), strict=True)
-        ]
+        order, sampling = self._order(epoch), self._sampling
+        edges = np.arange(1, self.num_batches) * self._blocks
+        return Epoch(
+            first=self._first[order],
+            count=self._count[order],
+            importance=self._importance[order],
+            span=self.spans.of(self._first[order]),
+            batches=np.split(np.arange(order.size), edges),
+            widths=[self._width] * self.num_batches,
+            ends=self._ends,
+            n_spans=self.spans.start.size,
+            shuffled=(sampling.seed, epoch, ORDER_STREAM) if sampling.shuffled_order else None,
+        )
 
 
 class RunPlan:
@@ -190,6 +210,12 @@ class RunPlan:
 
     def __init__(self, runs: RandomRuns, series: Series, sampling: Sampling) -> None:
         self._runs, self._series, self._sampling = runs, series, sampling
+        usable = [run for run in runs.runs if len(run) >= runs.shortest]
+        self.spans = Spans(
+            np.concatenate(usable),
+            np.concatenate([np.minimum(run + runs.longest, run[-1] + 1) for run in usable]),
+            most=sampling.held,
+        )
         self._passes = 1
         maps = self._look()
         if runs.maps_per_epoch is not None:
@@ -198,34 +224,27 @@ class RunPlan:
         # With a batch no smaller than the longest sequence, none of them is ever empty.
         self._room = max(sampling.batch_size * runs.length, runs.longest)
         self.num_batches = max(1, int(maps // self._room))
+        self.maps_per_batch = self._room
 
     def _look(self) -> float:
         """Maps in an epoch, on average of some; notes its sequences and the prior offset too."""
         looked_at = [self._drawn(epoch) for epoch in range(LOOKED_AT)]
-        self.prior_offset = float(np.mean([offset for _, _, offset in looked_at]))
-        self.n_sequences = round(float(np.mean([len(pieces) for pieces, _, _ in looked_at])))
-        return float(np.mean([sum(map(len, pieces)) for pieces, _, _ in looked_at]))
+        self.prior_offset = float(np.mean([offset for *_, offset in looked_at]))
+        self.n_sequences = round(float(np.mean([first.size for first, *_ in looked_at])))
+        return float(np.mean([count.sum() for _, count, *_ in looked_at]))
 
-    @property
-    def used(self) -> Indices:
-        """Maps that can be asked for, ascending."""
-        long_enough = [run for run in self._runs.runs if len(run) >= self._runs.shortest]
-        return np.unique(np.concatenate(long_enough))
-
-    def _drawn(self, epoch: int) -> tuple[list[Indices], NDArray[np.float32], float]:
-        """Sequences of an epoch in their order, the importance of each, and the prior offset."""
+    def _drawn(self, epoch: int) -> tuple[Indices, Indices, NDArray[np.float32], float]:
+        """First map, length and importance of the sequences of an epoch, and the prior offset."""
         rng = np.random.default_rng([self._sampling.seed, epoch])
         pieces = self._runs.cut(rng, passes=self._passes)
         series = self._series
-        rows = np.concatenate(pieces)
-        starts = np.cumsum([0, *(len(piece) for piece in pieces[:-1])])
-        weight = np.add.reduceat(series.weights[rows].astype(np.float64), starts)
-        positive = np.add.reduceat(
-            series.weights[rows] * series.positive[rows].astype(float), starts
-        )
+        first = np.array([piece[0] for piece in pieces])
+        count = np.array([len(piece) for piece in pieces])
+        weight = _sums_between(series.weights, first, count)
+        positive = _sums_between(series.weights * series.positive, first, count)
         strata = stratify(
-            np.logical_or.reduceat(series.positive[rows], starts),
-            None if series.hard is None else np.logical_or.reduceat(series.hard[rows], starts),
+            _any_between(series.positive, first, count),
+            None if series.hard is None else _any_between(series.hard, first, count),
             negatives_per_positive=self._sampling.negatives_per_positive,
             hard_share=self._sampling.hard_share,
         )
@@ -233,38 +252,45 @@ class RunPlan:
         if self._sampling.shuffle:
             rng.shuffle(chosen)
         offset = strata.prior_offset(positive, weight - positive)
-        return [pieces[i] for i in chosen], strata.importance()[chosen], offset
+        return first[chosen], count[chosen], strata.importance()[chosen], offset
 
-    def parts(self, epoch: int) -> list[Part]:
+    def parts(self, epoch: int) -> Epoch:
         """The batches of an epoch, of about equally many maps each."""
-        pieces, importance, _ = self._drawn(epoch)
-        rng = np.random.default_rng([self._sampling.seed, epoch, ORDER_STREAM])
-        if self._sampling.shuffled_order:
-            pieces = [rng.permutation(piece) for piece in pieces]
-        groups = self._groups(np.array([len(piece) for piece in pieces]))
-        if self._sampling.shuffle:
-            groups = [groups[i] for i in rng.permutation(len(groups))]
-        widths = [max(len(pieces[i]) for i in group) for group in groups]
+        first, count, importance, _ = self._drawn(epoch)
+        seed, shuffle = self._sampling.seed, self._sampling.shuffle
+        rng = np.random.default_rng([seed, epoch, SPAN_STREAM])
+        if shuffle:
+            order = self.spans.mixed(first, batches=self.num_batches, rng=rng)
+            first, count, importance = first[order], count[order], importance[order]
+        groups = self._groups(count)
+        if shuffle:  # among those that were sorted together
+            near = [groups[i : i + SORTED] for i in range(0, len(groups), SORTED)]
+            groups = [some[i] for some in near for i in rng.permutation(len(some))]
+        widths = [int(count[group].max()) for group in groups]
         # Keras takes the shape of all batches from the first two: a length in which they differ
         # is free. A lone batch is made as long as any can be.
         if len(groups) == 1:
             widths[0] = max(widths[0], self._runs.longest)
         elif widths[0] == widths[1]:
             widths[0] += 1
-        return [
-            Part(
-                np.stack([np.pad(pieces[i], (0, width - len(pieces[i])), "edge") for i in group]),
-                np.stack([_shown(len(pieces[i]), width, importance[i]) for i in group]),
-            )
-            for group, width in zip(groups, widths, strict=True)
-        ]
+        return Epoch(
+            first=first,
+            count=count,
+            importance=importance,
+            span=self.spans.of(first),
+            batches=groups,
+            widths=widths,
+            ends=None,
+            n_spans=self.spans.start.size,
+            shuffled=(seed, epoch, ORDER_STREAM) if self._sampling.shuffled_order else None,
+        )
 
     def _groups(self, lengths: Indices) -> list[Indices]:
         """Sequences that share a batch: neighbours in length, so that little is filled up."""
         order = np.arange(lengths.size)
         if lengths.size < self.num_batches:  # a far smaller epoch than those looked at
             order = np.resize(order, self.num_batches)
-        block = max(1, 8 * self._room // self._runs.length)
+        block = max(1, SORTED * self._room // self._runs.length)
         chunks = [order[i : i + block] for i in range(0, order.size, block)]
         order = np.concatenate(
             [chunk[np.argsort(lengths[chunk], kind="stable")] for chunk in chunks]
@@ -277,70 +303,28 @@ class RunPlan:
         return np.array_split(order, self.num_batches)
 
 
-def _shown(count: int, width: int, weight: float) -> NDArray[np.float32]:
-    return np.where(np.arange(width) < count, weight, 0).astype(np.float32)
+def _blocks(first: Indices, most: int, *, length: int) -> tuple[int, Indices]:
+    """The stride of windows, and which of them begin a block: at most so many follow at it."""
+    apart = np.diff(first)
+    stride = int(apart.min(initial=length))
+    begins_run = np.append(True, apart != stride)
+    place = np.arange(first.size)
+    in_run = place - np.maximum.accumulate(np.where(begins_run, place, 0))
+    return stride, np.flatnonzero(in_run % most == 0)
 
 
-def pieces_of(part: Part, length: int) -> Part:
-    """A batch of windows as a batch of more and shorter ones: the same maps, cut in time.
-
-    Where the window is no multiple of `length`, neighbouring pieces overlap; a map that an earlier
-    piece has shown is history only, without weight, so that every map counts once.
-
-    Parameters
-    ----------
-    part
-        (batch, T).
-    length
-        Maps of a piece, at most T: (batch · ceil(T / length), length).
-    """
-    whole = part.rows.shape[1]
-    count = -(-whole // length)
-    starts = np.round(np.linspace(0, whole - length, count)).astype(int)
-    columns = starts[:, None] + np.arange(length)
-    first = np.ones(columns.shape, np.float32)
-    first[1:] = columns[1:] > columns[:-1, -1:]
-    rows = part.rows[:, columns].reshape(-1, length)
-    shown = (part.shown[:, columns] * first).reshape(-1, length)
-    return Part(rows, shown.astype(np.float32))
+def _sums_between(values: NDArray[Any], first: Indices, count: Any) -> NDArray[np.float64]:
+    """Sum of the values of each sequence: (sequence)."""
+    before = np.concatenate([[0.0], np.cumsum(values, dtype=np.float64)])
+    return np.asarray(before[first + count] - before[first])
 
 
-def previous_labels(
-    positive: NDArray[np.bool_],
-    known: NDArray[np.bool_],
-    rows: Indices,
-    *,
-    share: float,
-    rng: np.random.Generator,
-) -> NDArray[np.float32]:
-    """The label of the map before, where it is told: (batch, length, 1) float32.
-
-    0 at the first map of a sequence, which has none before. Elsewhere the true label in a `share`
-    of the maps, drawn at random; NaN where it is not told or unknown: the network's own answer
-    stands in for it.
-
-    Parameters
-    ----------
-    positive, known
-        (time).
-    rows
-        (batch, length) indices into time.
-    share
-        0 to 1.
-    """
-    before = np.where(known, positive, np.nan).astype(np.float32)[rows[:, :-1]]
-    told = rng.random(before.shape) < share
-    start = np.zeros((rows.shape[0], 1), np.float32)
-    return np.concatenate([start, np.where(told, before, np.nan)], axis=1)[..., None].astype(
-        np.float32
-    )
+def _any_between(mask: NDArray[np.bool_], first: Indices, count: Any) -> NDArray[np.bool_]:
+    return np.asarray(_sums_between(mask, first, count) > 0)
 
 
-def _holds(mask: NDArray[np.bool_], windows: Indices) -> NDArray[np.bool_]:
-    return np.asarray(mask[windows].any(axis=1), bool)
-
-
-def _checked_windows(windows: ArrayLike, n: int) -> Indices:
+def _checked_windows(windows: ArrayLike, n: int) -> tuple[Indices, int]:
+    """First maps of windows, and their length."""
     rows = np.asarray(windows, np.int64)
     if rows.ndim != 2 or rows.size == 0:
         raise InputError("windows", "must be at least one row of indices", found=rows.shape)
@@ -348,4 +332,12 @@ def _checked_windows(windows: ArrayLike, n: int) -> Indices:
         raise InputError(
             "windows", f"must index the {n} maps", found=f"{rows.min()} to {rows.max()}"
         )
-    return rows
+    wrong = np.flatnonzero((np.diff(rows, axis=1) != 1).any(axis=1))
+    if wrong.size:
+        raise InputError(
+            "windows", "must be rows of maps that follow one another", found=rows[wrong[0]]
+        )
+    first = rows[:, 0].copy()
+    if (np.diff(first) <= 0).any():
+        raise InputError("windows", "must be in order of time, none twice", found="another order")
+    return first, rows.shape[1]

@@ -8,6 +8,7 @@ sea, and easy ones, which hold none.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -42,6 +43,11 @@ class Strata:
     def n_shown(self) -> int:
         """Sequences in one epoch."""
         return self.always.size + sum(self.drawn)
+
+    def shown(self, values: NDArray[Any]) -> float:
+        """Sum of a value of the sequences, (n), over an epoch, in expectation."""
+        drawn = [values[pool].sum() * count / pool.size for pool, count in self._shown]
+        return float(values[self.always].sum() + sum(drawn))
 
     @property
     def everything(self) -> bool:

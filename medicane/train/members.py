@@ -26,9 +26,6 @@ from medicane.train.progress import OnEpoch, Progress
 
 LOG = logging.getLogger(__name__)
 
-#: Training maps up to this size are held in memory; above it, windows are read from the store.
-CACHE_BYTES = 2 * 2**30
-
 
 @dataclass(frozen=True)
 class Member:
@@ -145,7 +142,6 @@ def training_batches(config: Config, store: xr.Dataset, mask: np.ndarray) -> Seq
                 found="no low_msl in the store",
             )
         hard = store["low_msl"].values < config.label.msl_max_hpa  # NaN, no low, is not deep
-    size = int(mask.sum()) * int(np.prod(store["maps"].shape[1:])) * 4
     about: dict[str, Any] = {
         "labels": store["medicane"].values,
         "batch_size": train.batch_size,
@@ -157,7 +153,6 @@ def training_batches(config: Config, store: xr.Dataset, mask: np.ndarray) -> Seq
         "previous_label": (
             scheduled_sampling(train.epochs) if config.model.label_feedback else None
         ),
-        "cache": size <= CACHE_BYTES,
     }
     batches = SequenceBatches(store["maps"], windows, **about)
     if not train.variable_length:

@@ -1,0 +1,138 @@
+"""Read once: which maps are read at a time, and how long they stay in memory.
+
+An epoch that is shuffled through and through asks for maps from everywhere at any time. A record
+larger than memory is read in *spans* instead, a few chunks of the store each, in random order; the
+sequences that begin in a span are scattered over the time that it is in memory, among those of the
+other spans that are in memory with it. Each span is read once an epoch.
+"""
+
+from __future__ import annotations
+
+import threading
+
+import numpy as np
+import xarray as xr
+from numpy.typing import NDArray
+
+from medicane.batches.sampling import Indices
+from medicane.packing import read_block
+
+#: Maps between the begins of two spans: four chunks of the store. The sequences that begin in a
+#: span reach beyond it, by less than their length: so much is read twice.
+SPAN = 96
+#: Batches that may be asked for again, or out of turn, without reading anything again.
+SLACK = 1
+
+
+class Spans:
+    """The stretches of a record that its sequences begin in.
+
+    Parameters
+    ----------
+    first, stop
+        (sequence) first map, and one past the last map, of all sequences that may be asked for.
+    most
+        Maps that may be in memory; none: any number.
+
+    Attributes
+    ----------
+    start, stop
+        (span) first map, and one past the last, of what is read for the sequences that begin there.
+    """
+
+    def __init__(self, first: Indices, stop: Indices, *, most: int | None = None) -> None:
+        self._numbers, of = np.unique(first // SPAN, return_inverse=True)
+        self.start = np.full(self._numbers.size, np.iinfo(np.int64).max)
+        self.stop = np.zeros(self._numbers.size, np.int64)
+        np.minimum.at(self.start, of, first)
+        np.maximum.at(self.stop, of, stop)
+        self._size = self.stop - self.start
+        self._most = most
+
+    @property
+    def all_fit(self) -> bool:
+        """Whether all of them may be in memory at once."""
+        return self._most is None or int(self._size.sum()) <= self._most
+
+    def of(self, first: Indices) -> Indices:
+        """The span of each sequence, told by its first map: (sequence)."""
+        return np.searchsorted(self._numbers, first // SPAN).astype(np.int64)
+
+    def mixed(self, first: Indices, *, batches: int, rng: np.random.Generator) -> Indices:
+        """Shuffled sequences in an order in which each span is needed for a short while.
+
+        Take the maps of all spans as a line, span after span in random order. A sequence is shown
+        at a random place of the stretch of line, as long as memory, that begins with its span. So
+        at any place only the spans of one such stretch are needed. The first of them are all there
+        from the start, and the last ones until the end. Where all fit, nothing is reordered.
+
+        Parameters
+        ----------
+        first
+            (sequence) first map of the sequences of an epoch, shuffled.
+        batches
+            Batches of the epoch.
+
+        Returns
+        -------
+        (sequence) int64
+            Indices into `first`.
+        """
+        if self.all_fit or self._most is None:
+            return np.arange(first.size)
+        of = self.of(first)
+        needed = np.where(np.bincount(of, minlength=self._size.size) > 0, self._size, 0)
+        total = int(needed.sum())
+        turn = rng.permutation(self._size.size)
+        before = np.empty_like(needed)
+        before[turn] = np.cumsum(needed[turn]) - needed[turn]
+        # Besides those mixed, there are the maps of the last batches, and one span is in part.
+        apart = (SLACK + 1) * -(-total // batches) + int(self._size.max())
+        mixed = max(self._most - apart, 1)
+        low = np.where(before < mixed, 0, before)
+        high = np.minimum(before + mixed, total)
+        place = (np.arange(first.size) + 0.5) / first.size  # random, as the sequences are shuffled
+        return np.argsort(low[of] + (high - low)[of] * place, kind="stable")
+
+
+class HeldMaps:
+    """Maps in memory, span by span; for several threads.
+
+    Parameters
+    ----------
+    maps
+        (time, channel, latitude, longitude), lazy.
+    """
+
+    def __init__(self, maps: xr.DataArray, spans: Spans) -> None:
+        self._maps, self._spans = maps, spans
+        self._held: dict[int, NDArray[np.float32]] = {}
+        self._lock = threading.Lock()
+
+    def gather(
+        self, rows: Indices, span: Indices, *, kept: NDArray[np.bool_]
+    ) -> NDArray[np.float32]:
+        """The maps of a batch: (batch, length, latitude, longitude, channel).
+
+        Parameters
+        ----------
+        rows
+            (batch, length) indices into time.
+        span
+            (batch) the span that each sequence begins in.
+        kept
+            (span) which of them stay in memory; others are let go.
+        """
+        with self._lock:  # who comes second finds read what both need
+            if not self._spans.all_fit:
+                self._held = {i: maps for i, maps in self._held.items() if kept[i]}
+            for i in np.unique(span).tolist():
+                if i not in self._held:
+                    start, stop = int(self._spans.start[i]), int(self._spans.stop[i])
+                    self._held[i] = read_block(self._maps, start, stop)
+            held = [self._held[i] for i in span.tolist()]
+        out = np.empty((*rows.shape, *held[0].shape[1:]), np.float32)
+        starts = self._spans.start[span]
+        for sequence, maps, at, start in zip(out, held, rows, starts, strict=True):
+            np.take(maps, at - start, axis=0, out=sequence, mode="clip")
+        return out
