@@ -104,6 +104,10 @@ COORDINATE_ALIASES: dict[str, tuple[str, ...]] = {
 }
 
 
+#: CMIP's names of fields on one level, hPa: ``zg500``, ``ua850``.
+LEVEL_IN_NAME = r"(zg|ua|va|ta|hus)(\d{2,4})"
+
+
 class Channel(NamedTuple):
     """A field that the model sees: a formula over standard variables, and its units.
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import pickle
 import sys
-import zipfile
 
 import dask
 import h5py
@@ -14,9 +13,8 @@ import numpy as np
 import pytest
 import xarray as xr
 
-from medicane import grids
 from medicane.errors import InputError
-from medicane.grids import open_grids
+from medicane.grids import lazy, open_grids
 from tests import dialects
 
 
@@ -77,7 +75,7 @@ def test_blocks_are_tens_of_maps_and_bounded(tmp_path, monkeypatch):
     path = dialects.before(tmp_path / "era5.nc", dialects.fields(300))
     ds = open_grids(path)
     assert ds["msl"].chunks[0] == (96, 96, 96, 12)
-    monkeypatch.setattr(grids, "BLOCK_BYTES", 10 * ds["z"].nbytes // 300)
+    monkeypatch.setattr(lazy, "BLOCK_BYTES", 10 * ds["z"].nbytes // 300)
     assert set(open_grids(path)["z"].chunks[0]) == {10}
 
 
@@ -283,13 +281,6 @@ def test_a_file_that_only_looks_like_netcdf(tmp_path, content, found):
     told = refused(path)
     assert "must be NetCDF, GRIB or Zarr" in told
     assert found in told
-
-
-def test_a_zip_from_the_data_store(tmp_path):
-    path = tmp_path / "era5.nc"
-    with zipfile.ZipFile(path, "w") as archive:
-        archive.writestr("data.nc", b"x")
-    assert "unpack it" in refused(path)
 
 
 @pytest.mark.parametrize("dialect", [dialects.today, dialects.before])
