@@ -185,6 +185,7 @@ def detect(
     units: dict[str, str] | None = None,
     select: dict[str, float] | None = None,
     tracking_uri: str | None = None,
+    scheduler: str | None = None,
 ) -> None:
     """Label new grids: detections.nc and events.csv. Later calls add only the new times.
 
@@ -210,6 +211,8 @@ def detect(
         One value of an extra dimension: --select.number 0
     tracking_uri
         Where the model is registered; by default MLFLOW_TRACKING_URI, else mlflow.db here.
+    scheduler
+        Address of a dask scheduler whose workers do the work: tcp://10.0.0.1:8786
     """
     if not inputs:
         raise InputError("INPUT", "at least one file, glob or store must be given", found="none")
@@ -228,6 +231,7 @@ def detect(
             units=units,
             select=select,
             tracking=tracking,
+            scheduler=scheduler,
             progress=progress,
         )
     say(_account(done))

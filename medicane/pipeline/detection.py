@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     import keras
 
     from medicane.phase_space.lows import LastMap
+    from medicane.pipeline.scale_out import Each
 
 LOG = logging.getLogger(__name__)
 
@@ -37,6 +38,8 @@ def detect(
     units: dict[str, str] | None = None,
     select: dict[str, float] | None = None,
     tracking: str | None = None,
+    scheduler: str | None = None,
+    each: Each | None = None,
     progress: Progress | None = None,
 ) -> Detected:
     """Label new grids; a second call with more recent grids adds only the new times.
@@ -59,16 +62,21 @@ def detect(
         As ``data.units`` and ``data.select`` of the configuration.
     tracking
         Tracking URI for ``models:/`` and ``runs:/``.
+    scheduler
+        Address of a dask scheduler whose workers do the work; see `docs/cluster.md`.
+    each
+        Who hands out the tasks of the workers, see `medicane.pipeline.scale_out`.
 
     Raises
     ------
     InputError
-        If the grids are not understood or lack what the model needs; `out` is untouched.
+        If the grids are not understood or lack what the model needs, or the cluster does not do
+        what is asked of it; `out` is untouched.
     """
     from medicane import detections as found
     from medicane import experiments
     from medicane import model as detector
-    from medicane.sequences import at_steps
+    from medicane.sequences import at_steps, contiguous_periods
     from medicane.store.commits import writable_folder
     from medicane.store.schema import lows_to_json
 
@@ -126,19 +134,41 @@ def detect(
     if on_step.size:
         standard, maps = standard.isel({names.TIME: on_step}), maps.isel({names.TIME: on_step})
         series = maps if history is None else _after(history, maps, step_hours, where=where)
-        predicted, lows, last_lows = label_series(
-            network,
-            series,
-            standard,
-            sea=_sea(standard),
-            previous=_last_lows(history, standard),
-            mode=mode,
-            allow_short=allow_short,
-            # A series that has begun goes on: a map that comes alone waits for its sequence.
-            allow_none=before is not None,
-            progress=progress,
-            where=where,
-        )
+        labelling: dict[str, Any] = {
+            "sea": _sea(standard),
+            "previous": _last_lows(history, standard),
+            "mode": mode,
+            "allow_short": allow_short,
+            "progress": progress,
+            "where": where,
+        }
+        periods = contiguous_periods(series.indexes[names.TIME], step_hours=step_hours)
+        longest = max(p.stop - p.start for p in periods)
+        if scheduler is None or (longest < length and not allow_short):  # or no map gets a label
+            predicted, lows, last_lows = label_series(
+                network,
+                series,
+                standard,
+                # A series that has begun goes on: a map that comes alone waits for its sequence.
+                allow_none=before is not None,
+                **labelling,
+            )
+        else:
+            from medicane.pipeline.scale_out import label_on_workers
+
+            predicted, lows, last_lows = label_on_workers(
+                series,
+                standard,
+                scheduler=scheduler,
+                each=each,
+                model=file.path,
+                length=length,
+                step_hours=step_hours,
+                positions=on_step,
+                units=units,
+                select=select,
+                **labelling,
+            )
         if before is not None:
             predicted = found.continued(
                 before, predicted, length=length, step_hours=step_hours, mode=mode
@@ -305,6 +335,19 @@ def _digest(path: Path) -> str:
     return "sha256:" + hashlib.sha256(path.read_bytes()).hexdigest()
 
 
+def follow_on(history: xr.DataArray, maps: xr.DataArray) -> xr.DataArray:
+    """One series of kept maps and those after them, on exactly one grid."""
+    bare = maps.drop_vars([c for c in maps.coords if c not in maps.dims])
+    return xr.concat(
+        [history.astype(np.float32), bare],
+        dim=names.TIME,
+        join="exact",
+        coords="minimal",
+        compat="override",
+        combine_attrs="override",
+    )
+
+
 def _after(
     history: xr.DataArray, maps: xr.DataArray, step_hours: int, *, where: str
 ) -> xr.DataArray:
@@ -319,15 +362,7 @@ def _after(
                 f"({history[axis].values[0]:g} to {history[axis].values[-1]:g})",
                 found=f"{maps[axis].values[0]:g} to {maps[axis].values[-1]:g}",
             )
-    bare = maps.drop_vars([c for c in maps.coords if c not in maps.dims])
-    series = xr.concat(
-        [history.astype(np.float32), bare],
-        dim=names.TIME,
-        join="exact",
-        coords="minimal",
-        compat="override",
-        combine_attrs="override",
-    )
+    series = follow_on(history, maps)
     known = history.sizes[names.TIME]
     periods = contiguous_periods(series.indexes[names.TIME], step_hours=step_hours)
     start = next(p.start for p in periods if p.stop > known)

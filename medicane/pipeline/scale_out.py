@@ -1,0 +1,419 @@
+"""Detection on the workers of a dask cluster: blocks of time, each a task that opens its own maps.
+
+What travels is small. A task is told which maps to read and where they are; it answers with a few
+numbers for each. The model is sent to each worker once, and opened there once, as the grids are. A
+block reads the maps before it that its windows begin with (and in fused mode those after it that
+they end with), so that a map has the windows that it has in one process. The motion of the lows,
+which goes from map to map, is found first, from the pressure alone.
+
+A task that is lost with its worker is done again by another one: nothing depends on who does it.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import threading
+import uuid
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
+from functools import lru_cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeVar
+
+import dask
+import numpy as np
+import pandas as pd
+import xarray as xr
+from numpy.typing import NDArray
+
+from medicane import __version__, names
+from medicane.config import Label
+from medicane.errors import InputError
+from medicane.phase_space.lows import (
+    Centres,
+    LastMap,
+    find_lows,
+    follow_lows,
+    phase_space_levels,
+)
+from medicane.pipeline.summaries import Progress
+from medicane.sequences import contiguous_periods
+from medicane.store import OPEN_FILES
+
+if TYPE_CHECKING:
+    import keras
+    from distributed import Client
+
+LOG = logging.getLogger(__name__)
+
+#: Maps that one task labels: a month of hourly ones. The halo adds 2 %, in fused mode 4 %.
+BLOCK = 744
+#: Seconds in which a scheduler must answer.
+PATIENCE = 20
+
+#: Does a function for each item of its arguments on the workers: the results, in order.
+Each = Callable[..., Iterable[Any]]
+
+
+@dataclass(frozen=True)
+class Run:
+    """What all blocks of one detection have in common. What a worker opens for it is kept."""
+
+    id: str
+    files: tuple[str, ...] = field(compare=False)
+    where: str = field(compare=False)
+    units: dict[str, str] | None = field(compare=False)
+    select: dict[str, float] | None = field(compare=False)
+    mode: Literal["causal", "fused"] = field(compare=False)
+    allow_short: bool = field(compare=False)
+    version: str = field(compare=False, default=__version__)
+
+    @property
+    def model(self) -> str:
+        """Name of the model's file on each worker."""
+        return f"{self.id}.keras"
+
+
+@dataclass(frozen=True)
+class Block:
+    """The maps of one task.
+
+    Attributes
+    ----------
+    positions
+        Of the maps that are read, on the axis of time of the files.
+    times
+        Of the same maps.
+    sea
+        True over the sea, shape (latitude, longitude).
+    history
+        Maps before those that no file holds any more; None if there are none.
+    own
+        The maps that are labelled, counted from the first map of `history`.
+    new
+        The same, counted from the first map that is read, without those of `history`.
+    """
+
+    positions: slice | NDArray[np.int64]
+    times: pd.Index
+    sea: NDArray[np.bool_]
+    history: xr.DataArray | None
+    own: slice
+    new: slice
+
+
+class Labelled(NamedTuple):
+    """What a task answers: a few numbers for each of its own maps, see `detection.label_series`."""
+
+    predicted: xr.Dataset
+    lows: xr.Dataset
+    last: LastMap | None
+
+
+def label_on_workers(
+    series: xr.DataArray,
+    standard: xr.Dataset,
+    *,
+    scheduler: str,
+    each: Each | None = None,
+    model: Path,
+    length: int,
+    step_hours: int,
+    positions: NDArray[np.int64],
+    sea: NDArray[np.bool_],
+    previous: LastMap | None,
+    mode: Literal["causal", "fused"],
+    allow_short: bool,
+    units: dict[str, str] | None,
+    select: dict[str, float] | None,
+    progress: Progress | None = None,
+    where: str,
+) -> Labelled:
+    """What `detection.label_series` gives, computed on a cluster.
+
+    Parameters
+    ----------
+    series, standard, sea, previous, mode, allow_short, progress, where
+        As for `detection.label_series`. Both are lazy, and no map of them is read here.
+    scheduler
+        Address of a dask scheduler, as ``tcp://10.0.0.1:8786``.
+    each
+        Who hands the tasks out, if it is not this function.
+    model
+        The detector's file.
+    length, step_hours
+        Of its sequences.
+    positions
+        Of the maps of `standard` on the axis of time of the files.
+    units, select
+        As for `detection.open_maps`.
+
+    Raises
+    ------
+    InputError
+        If no scheduler answers; a worker has no medicane, or another version of it; it does not see
+        the files; or what `detection.label_series` raises.
+    """
+    files = tuple(_everywhere(file) for file in json.loads(standard.attrs["source_files"]))
+    run = Run(f"medicane-{uuid.uuid4().hex}", files, where, units, select, mode, allow_short)
+    blocks = blocks_of(series, positions, sea=sea, length=length, step_hours=step_hours, mode=mode)
+    with _connected(scheduler, run, model) as client:
+        each = each or _tasks_of(client)
+        before = [previous] * len(blocks)
+        if phase_space_levels(standard):
+            found = each(find_lows_of_block, [run] * (len(blocks) - 1), blocks[:-1])
+            for k, centres in enumerate(found):
+                times = blocks[k].times[blocks[k].new]
+                _, before[k + 1] = follow_lows(centres, times, previous=before[k])
+        labelled = []
+        for one in each(label_block, [run] * len(blocks), blocks, before):
+            labelled.append(one)
+            if progress is not None:
+                progress(sum(one.predicted.sizes[names.TIME] for one in labelled), len(series))
+    return Labelled(
+        _joined([one.predicted for one in labelled]),
+        _joined([one.lows for one in labelled]),
+        labelled[-1].last,
+    )
+
+
+def blocks_of(
+    series: xr.DataArray,
+    positions: NDArray[np.int64],
+    *,
+    sea: NDArray[np.bool_],
+    length: int,
+    step_hours: int,
+    mode: Literal["causal", "fused"],
+    size: int | None = None,
+) -> list[Block]:
+    """Cut a series into blocks of time, each with the maps around it that its windows need.
+
+    Parameters
+    ----------
+    series
+        Maps that no file holds any more, in memory, and those of the files.
+    positions
+        Of the latter on the axis of time of the files.
+    length, step_hours
+        Of a sequence of the model.
+    mode
+        In fused mode a map's windows end up to ``length - 1`` maps after it.
+    size
+        Maps that one block labels, at least ``length``; by default `BLOCK`.
+
+    Returns
+    -------
+    list of Block
+        Each map is the own one of exactly one block.
+    """
+    size = max(size or BLOCK, length)
+    index = series.indexes[names.TIME]
+    periods = contiguous_periods(index, step_hours=step_hours)
+    starts = [period.start for period in periods]
+    n_history = len(index) - len(positions)
+    blocks = []
+    for start in range(0, len(index), size):
+        stop = min(start + size, len(index))
+        first, last = (
+            periods[int(np.searchsorted(starts, at, side="right")) - 1] for at in (start, stop - 1)
+        )
+        begin = max(first.start, start - (length - 1))
+        # The opening of a period is labelled as one sequence: it is read whole, if it begins here.
+        end = max(stop + (length - 1 if mode == "fused" else 0), last.start + length)
+        end = min(end, last.stop)
+        read = slice(max(begin - n_history, 0), max(end - n_history, 0))
+        ahead = max(n_history - begin, 0)  # maps of the history that are read
+        blocks.append(
+            Block(
+                positions=_as_slice(positions[read]),
+                times=index[n_history:][read],
+                sea=sea,
+                history=series[begin : begin + ahead].load() if ahead else None,
+                own=slice(start - begin, stop - begin),
+                new=slice(max(start - begin - ahead, 0), max(stop - begin - ahead, 0)),
+            )
+        )
+    return blocks
+
+
+def _as_slice(positions: NDArray[np.int64]) -> slice | NDArray[np.int64]:
+    """One run of positions as a slice: a lazy array is read at once then, not piece by piece."""
+    if len(positions) and positions[-1] - positions[0] + 1 == len(positions):
+        return slice(int(positions[0]), int(positions[-1]) + 1)
+    return positions
+
+
+# --- on a worker ---------------------------------------------------------------------------------
+
+#: Held by the one task of a process that is at work: the NetCDF library is not thread-safe, and a
+#: second block beside the first would take its memory.
+_AT_WORK = threading.Lock()
+
+
+def find_lows_of_block(run: Run, block: Block) -> Centres:
+    """The lows of a block's own maps, from their pressure: what the motion of lows is made of."""
+    with _at_work(run) as (network, standard, _):
+        from medicane import model as detector
+
+        maps = _read(standard, block, run).isel({names.TIME: block.new})
+        return find_lows(
+            maps["msl"].values,
+            block.sea,
+            latitude=maps[names.LATITUDE].values,
+            longitude=maps[names.LONGITUDE].values,
+            max_hpa=Label(**detector.facts_of(network)["label"]).msl_max_hpa,
+        )
+
+
+def label_block(run: Run, block: Block, previous: LastMap | None) -> Labelled:
+    """Label the own maps of a block; `previous` has the lows of the map before them."""
+    with _at_work(run) as (network, standard, maps):
+        from medicane.pipeline.detection import follow_on, label_series
+
+        series = _read(maps, block, run)
+        predicted, lows, last = label_series(
+            network,
+            series if block.history is None else follow_on(block.history, series),
+            _read(standard, block, run).isel({names.TIME: block.new}),
+            sea=block.sea,
+            previous=previous,
+            mode=run.mode,
+            allow_short=run.allow_short,
+            allow_none=True,  # whether there is a sequence at all was asked of the whole series
+            where=run.where,
+        )
+        return Labelled(predicted.isel({names.TIME: block.own}), lows, last)
+
+
+@contextmanager
+def _at_work(run: Run) -> Iterator[tuple[keras.Model, xr.Dataset, xr.DataArray]]:
+    """This process alone on a block, with model and grids open, and no more threads than it has."""
+    from distributed import get_worker
+
+    worker = get_worker()
+    if run.version != __version__:
+        raise InputError(
+            f"worker {worker.address}", f"must have medicane {run.version}", found=__version__
+        )
+    threads = worker.state.nthreads
+    with (
+        _AT_WORK,
+        xr.set_options(file_cache_maxsize=OPEN_FILES),
+        dask.config.set(scheduler="threads", num_workers=threads),
+    ):
+        yield _opened(run, worker.address, Path(worker.local_directory) / run.model, threads)
+
+
+@lru_cache(maxsize=2)
+def _opened(
+    run: Run, worker: str, model: Path, threads: int
+) -> tuple[keras.Model, xr.Dataset, xr.DataArray]:
+    """Model, standard fields and channels of a run, opened once in this process."""
+    for file in run.files:
+        if "://" not in file and not os.path.exists(file):
+            raise InputError(
+                f"worker {worker}: {file}",
+                "each worker must see the grids under the path that they have here",
+                found="nothing there",
+            )
+    # Read when TensorFlow starts: without it, each worker would take all cores of its machine.
+    for variable in ("TF_NUM_INTRAOP_THREADS", "TF_NUM_INTEROP_THREADS"):
+        os.environ.setdefault(variable, str(threads))
+    from medicane import model as detector
+    from medicane.pipeline.detection import open_maps
+
+    network = detector.load_detector(model)
+    standard, maps = open_maps(
+        run.files, detector.facts_of(network), units=run.units, select=run.select, where=run.where
+    )
+    return network, standard, maps
+
+
+_Maps = TypeVar("_Maps", xr.Dataset, xr.DataArray)
+
+
+def _read(maps: _Maps, block: Block, run: Run) -> _Maps:
+    """The maps of a block, which must be those that were seen where it was cut."""
+    part = maps.isel({names.TIME: block.positions})
+    if not part.indexes[names.TIME].equals(block.times):
+        raise InputError(
+            run.where,
+            "each worker must see the same files",
+            found=f"other times than {block.times[0]} to {block.times[-1]}",
+        )
+    return part
+
+
+# --- the cluster ---------------------------------------------------------------------------------
+
+
+@contextmanager
+def _connected(address: str, run: Run, model: Path) -> Iterator[Client]:
+    """A client of the scheduler, with the model on every worker, also on those that come later."""
+    try:
+        from distributed import Client, KilledWorker
+        from distributed.client import FutureCancelledError
+        from distributed.diagnostics.plugin import UploadFile
+    except ImportError as error:
+        raise InputError(
+            "--scheduler", "needs dask.distributed: pip install 'medicane[cluster]'", found=error
+        ) from None
+    where = f"--scheduler {address}"
+    try:
+        # What this process computes for itself, it goes on computing itself.
+        client = Client(address, timeout=PATIENCE, set_as_default=False)
+    except (OSError, ValueError, TypeError) as error:
+        raise InputError(where, "a dask scheduler must answer there", found=error) from error
+    try:
+        if not client.scheduler_info(n_workers=0)["n_workers"]:
+            LOG.warning("%s: there is no worker yet: waiting for one", where)
+        sent = UploadFile(str(model), load=False)
+        sent.filename = run.model
+        client.register_plugin(sent, name=run.id)
+        yield client
+    except ModuleNotFoundError as error:
+        if (error.name or "").partition(".")[0] != "medicane":
+            raise
+        raise InputError(
+            where, f"each worker must have medicane {__version__}", found=error
+        ) from None
+    except KilledWorker as error:
+        raise InputError(
+            where, "a worker must have the memory for a block of maps", found=error
+        ) from None
+    except FutureCancelledError as error:
+        raise InputError(where, "the scheduler must not end", found=error) from ConnectionError()
+    finally:
+        with suppress(OSError, TimeoutError):
+            client.unregister_worker_plugin(run.id)
+        client.close()
+
+
+def _tasks_of(client: Client) -> Each:
+    def each(function: Callable[..., Any], *arguments: Sequence[Any]) -> Iterator[Any]:
+        # In order: of several faults, the one that is told is the one that comes first in time.
+        for future in client.map(function, *arguments, pure=False):
+            yield future.result()
+
+    return each
+
+
+def _everywhere(file: str) -> str:
+    """A path that means the same in another folder."""
+    return file if "://" in file else os.path.abspath(file)
+
+
+def _joined(parts: Sequence[xr.Dataset]) -> xr.Dataset:
+    return xr.concat(
+        parts,
+        dim=names.TIME,
+        join="exact",
+        data_vars="minimal",
+        coords="minimal",
+        compat="override",
+        combine_attrs="override",
+    )
