@@ -7,6 +7,7 @@ that a command, a scheduled flow and a notebook read the same file the same way.
 from __future__ import annotations
 
 import datetime as dt
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
@@ -18,8 +19,16 @@ from medicane.errors import InputError
 
 SCHEMA_VERSION = 1
 
+#: What the names of secret options of fsspec's file systems contain.
+_SECRET = ("auth", "connection_string", "credential", "headers", "key", "password", "sas", "secret")
+#: Values of ``token`` that say where credentials come from and are none.
+_OPEN_TOKENS = ("anon", "browser", "cache", "cloud", "google_default")
+
 #: The name of the product's own catalogue, where a path of one is asked for.
 BUNDLED = "bundled"
+
+#: Arithmetic of an encoder when it detects.
+Precision = Literal["float32", "bfloat16", "int8"]
 
 
 class Section(BaseModel):
@@ -69,6 +78,8 @@ class Data(Section):
     units: dict[str, str] = {}
     #: One value of an extra dimension, e.g. ``{number: 0}``; members are never averaged.
     select: dict[str, float] = {}
+    #: How URIs are reached, by protocol: options of fsspec; see `docs/remote.md`. Never a secret.
+    storage_options: dict[str, dict[str, Any]] = {}
 
     @field_validator("grids", mode="before")
     @classmethod
@@ -91,10 +102,32 @@ class Data(Section):
             raise ValueError(f"channel names must be unique; found {twice} twice")
         return value
 
+    @field_validator("storage_options", mode="before")
+    @classmethod
+    def _no_secret(cls, value: Any) -> Any:
+        for key in _secret_keys(value):
+            raise ValueError(
+                "must hold no secret, because runs keep their configuration: leave it to the "
+                f"environment or to the file of its library; found the key {key!r}"
+            )
+        return value
+
     @property
     def channel_names(self) -> tuple[str, ...]:
         """Names of the channels, in the order of the model's last axis."""
         return tuple(c if isinstance(c, str) else c.name for c in self.channels)
+
+
+def _secret_keys(options: Any) -> Iterator[str]:
+    """Keys of a mapping, and of those in it, whose values would be secrets."""
+    for key, value in options.items() if isinstance(options, dict) else ():
+        name = str(key).lower()
+        if isinstance(value, dict) and "token" not in name:
+            yield from _secret_keys(value)
+        elif any(word in name for word in _SECRET) or (
+            "token" in name and value not in _OPEN_TOKENS
+        ):
+            yield str(key)
 
 
 class Sequences(Section):
@@ -226,6 +259,8 @@ class Train(Section):
     epochs: int = Field(30, ge=1)
     patience: int = Field(6, ge=1)
     batch_size: int = Field(16, ge=1)
+    #: Neighbouring windows whose maps are encoded once for all of them; 1: window by window.
+    block: int = Field(32, ge=1)
     learning_rate: float = Field(1e-3, gt=0)
     clipnorm: float | None = Field(1.0, gt=0)
     l2: float = Field(1e-5, ge=0)
@@ -280,6 +315,8 @@ class Detect(Section):
 
     threshold: float | None = Field(None, gt=0, lt=1)
     mode: Literal["causal", "fused"] = "causal"
+    #: Of the encoder's arithmetic; other than float32 needs the extra ``fast``.
+    precision: Precision = "float32"
 
 
 class Promotion(Section):

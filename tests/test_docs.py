@@ -184,7 +184,7 @@ def type_told(annotation: Any, metadata: typing.Iterable[Any] = ()) -> str:
 
 
 def _kind(annotation: Any) -> str:
-    simple = {float: "number", int: "integer", str: "text", bool: "true or false"}
+    simple = {float: "number", int: "integer", str: "text", bool: "true or false", Any: "value"}
     if annotation in simple:
         return simple[annotation]
     if annotation == config.Range:

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Annotated
 from cyclopts import App, CycloptsError, Parameter
 
 from medicane import __version__
-from medicane.errors import InputError
+from medicane.errors import InputError, redacted
 
 if TYPE_CHECKING:
     from medicane.pipeline import Progress
@@ -72,14 +72,14 @@ def _status(command: Callable[[], object], *, debug: bool) -> int:
         return 130
     except Exception as error:
         if debug:
-            traceback.print_exc()
+            sys.stderr.write(redacted(traceback.format_exc()))
         if isinstance(error, InputError):
             sys.stderr.write(f"medicane: {error}\n")
             return 2
         if isinstance(error, CycloptsError):
             sys.stderr.write(f"medicane: {' '.join(str(error).split())} (see --help)\n")
             return 2
-        told = (str(error).strip().splitlines() or [""])[0]
+        told = redacted((str(error).strip().splitlines() or [""])[0])
         sys.stderr.write(
             f"medicane: internal failure: {type(error).__name__}: {told} (--debug shows where)\n"
         )
@@ -134,7 +134,7 @@ def start_keras() -> None:
 
 
 def say(text: str) -> None:
-    sys.stdout.write(text + "\n")
+    sys.stdout.write(redacted(text) + "\n")
     sys.stdout.flush()
 
 

@@ -24,7 +24,7 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from medicane import __version__
 from medicane.config import Config
-from medicane.errors import InputError
+from medicane.errors import InputError, redacted
 
 _PARAMS_A_CALL = 100  # MLflow's limit for one batch
 _LONGEST_PARAM = 500
@@ -89,7 +89,8 @@ class Run:
 
     def log_params(self, values: Mapping[str, Any]) -> None:
         """Log parameters; a long value is cut here and whole in the configuration artifact."""
-        params = [Param(name, str(value)[:_LONGEST_PARAM]) for name, value in values.items()]
+        told = {name: redacted(str(value)) for name, value in values.items()}
+        params = [Param(name, value[:_LONGEST_PARAM]) for name, value in told.items()]
         for start in range(0, len(params), _PARAMS_A_CALL):
             self._client.log_batch(self.run_id, params=params[start : start + _PARAMS_A_CALL])
 
@@ -100,7 +101,7 @@ class Run:
 
     def log_text(self, text: str, name: str) -> None:
         """Log a text artifact."""
-        self._client.log_text(self.run_id, text, name)
+        self._client.log_text(self.run_id, redacted(text), name)
 
     def log_file(self, path: Path, *, folder: str | None = None) -> None:
         """Log a file, or all files of a folder, as artifacts."""
