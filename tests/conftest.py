@@ -24,6 +24,12 @@ if TYPE_CHECKING:
 ROOT = Path(__file__).resolve().parent.parent
 
 
+@pytest.fixture(scope="session", autouse=True)
+def exported_encoders(tmp_path_factory: pytest.TempPathFactory) -> None:
+    """Encoders that tests export are kept in a folder of theirs, by what they start as well."""
+    os.environ["MEDICANE_CACHE"] = str(tmp_path_factory.mktemp("cache"))
+
+
 @pytest.fixture(scope="session")
 def real_data() -> Path:
     """The folder of small real files; tests that need it skip where it is absent."""

@@ -19,7 +19,7 @@ FLOORS = {
     0: ("errors", "names", "config", "remote"),
     1: ("grids", "standardise", "labels", "packing", "phase_space"),
     2: ("synthetic", "sequences", "channels", "normalise"),
-    3: ("store", "batches", "model", "folds"),
+    3: ("store", "batches", "model", "runtime", "folds"),
     4: ("predict", "evaluate", "attribution"),
     5: ("detections", "train", "report"),
     6: ("experiments",),
