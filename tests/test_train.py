@@ -166,7 +166,7 @@ def test_early_stopping_keeps_the_best(store: xr.Dataset) -> None:
 
 
 def test_sampled_negatives_are_undone_by_the_prior(store: xr.Dataset) -> None:
-    config = configuration(train={"negatives_per_positive": 0.3, "epochs": 2})
+    config = configuration(train={"negatives_per_positive": 0.3, "epochs": 2, "block": 4})
     trained = train_detector(config, store)
     assert detector.facts_of(trained.model)["prior_offset"] > 0
 

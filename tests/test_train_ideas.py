@@ -175,7 +175,7 @@ class TestBatchesOfTheTrainingSplit:
         shown = {}
         for ratio in (None, 0.5):
             for variable in (False, True):
-                train = {"variable_length": variable, "negatives_per_positive": ratio}
+                train = {"variable_length": variable, "negatives_per_positive": ratio, "block": 1}
                 config = tiny(train=train, sequences={"stride": 1})
                 data = training_batches(config, store, mask)
                 shown[variable] = sum((p.shown > 0).sum() for p in data._plan.parts(0))

@@ -49,6 +49,7 @@ from medicane.model.parts import (
     set_calibration,
     temporal_reach,
 )
+from medicane.model.sliding import sliding
 from medicane.model.temporal import sequence_encoder
 from medicane.normalise import Statistics
 
@@ -72,6 +73,7 @@ __all__ = [
     "looks_ahead",
     "reconstruction_error",
     "set_calibration",
+    "sliding",
     "smallest_grid",
     "teacher_forced",
     "temporal_reach",

@@ -20,7 +20,8 @@ class FoldedTime(layers.Wrapper):
     ``TimeDistributed`` unrolls time in Python. While training, batch normalisation sees all maps of
     the batch at once instead of one time step after the other.
 
-    Shapes: ``(B, T, ...) -> (B, T, F)`` for a layer ``(N, ...) -> (N, F)``.
+    Shapes: ``(B, T, ...) -> (B, T, F)`` for a layer ``(N, ...) -> (N, F)``; in the same way
+    ``(B, W, T, F) -> (B, W, T, 1)`` for a head and the windows of a block.
     """
 
     def build(self, input_shape: Shape) -> None:
@@ -29,13 +30,13 @@ class FoldedTime(layers.Wrapper):
         self.built = True
 
     def compute_output_shape(self, input_shape: Shape) -> Shape:
-        features = self.layer.compute_output_shape((None, *input_shape[2:]))
-        return (*input_shape[:2], features[-1])
+        one = self.layer.compute_output_shape((None, *input_shape[2:]))
+        return (*input_shape[:2], *one[1:])
 
     def call(self, maps: Any, training: bool | None = None) -> Any:
         shape = ops.shape(maps)
         features = self.layer(ops.reshape(maps, (-1, *shape[2:])), training=training)
-        return ops.reshape(features, (-1, shape[1], features.shape[-1]))
+        return ops.reshape(features, (-1, shape[1], *ops.shape(features)[1:]))
 
 
 @keras.saving.register_keras_serializable(package="medicane")

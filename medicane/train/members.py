@@ -72,7 +72,7 @@ def fit_member(
     epochs = config.train.epochs
     batches = training_batches(config, store, splits["train"])
     model = detector.build_detector(config, statistics, facts=facts)
-    fitted = detector.teacher_forced(model) if config.model.label_feedback else model
+    fitted = _fitted_form(model, config)
     detector.compile_detector(fitted, config.train, steps=epochs * len(batches))
     unroll = None
     if config.train.curriculum == "unroll":
@@ -115,6 +115,35 @@ def fit_member(
     )
 
 
+def windows_per_block(config: Config) -> int:
+    """How many windows are trained on at once with their maps encoded once: ``train.block``, or 1.
+
+    The one place that says where blocks apply: where windows share maps, the encoder reads maps one
+    by one, and a window is what it is in the record. So not for encoders over time, fed-back
+    labels, maps in shuffled order, a curriculum of shorter windows, or runs of many lengths.
+    """
+    train, model = config.train, config.model
+    apply = (
+        config.sequences.stride < config.sequences.length
+        and model.encoder in ("compact", "densenet121")
+        and not model.label_feedback
+        and not train.shuffled_order
+        and not train.variable_length
+        and train.curriculum == "none"
+    )
+    return train.block if apply else 1
+
+
+def _fitted_form(model: keras.Model, config: Config) -> keras.Model:
+    """What Keras fits: the detector, or a form of it for training that shares its weights."""
+    if config.model.label_feedback:
+        return detector.teacher_forced(model)
+    if windows_per_block(config) > 1:
+        sequences = config.sequences
+        return detector.sliding(model, length=sequences.length, stride=sequences.stride)
+    return model
+
+
 def training_batches(config: Config, store: xr.Dataset, mask: np.ndarray) -> SequenceBatches:
     """The batches of the training split, as ``sequences``, ``train`` and ``label`` say.
 
@@ -145,6 +174,7 @@ def training_batches(config: Config, store: xr.Dataset, mask: np.ndarray) -> Seq
     about: dict[str, Any] = {
         "labels": store["medicane"].values,
         "batch_size": train.batch_size,
+        "block": windows_per_block(config),
         "seed": train.seed,
         "negatives_per_positive": train.negatives_per_positive,
         "hard": hard,
