@@ -14,6 +14,11 @@ LONGITUDE = "longitude"
 LEVEL = "pressure_level"  # hPa, from the surface up: 1000, 900, 850, …
 CHANNEL = "channel"
 MEMBER = "number"
+#: Dimensions of a map image, from its upper left corner: it has no coordinates of its own.
+ROW, COLUMN = "row", "column"
+#: The version of ERA5 that a map is of: 1 is final, 5 preliminary (ERA5T), 0 is not said.
+EXPVER = "expver"
+ERA5, ERA5T = 1, 5
 
 #: Standard acceleration of gravity, m s-2 (WMO): geopotential = G0 * geopotential height.
 G0 = 9.80665
@@ -42,7 +47,7 @@ VARIABLES: dict[str, Variable] = {
         "Pa",
         "mean sea level pressure",
         False,
-        ("mslp", "psl", "prmsl", "msletmsl", "slp", "mean_sea_level_pressure"),
+        ("mslp", "psl", "prmsl", "prmslmsl", "msletmsl", "slp", "mean_sea_level_pressure"),
     ),
     "u10": Variable(
         "eastward_wind",
@@ -59,7 +64,11 @@ VARIABLES: dict[str, Variable] = {
         ("10v", "vas", "vgrd10m", "10m_v_component_of_wind"),
     ),
     "t2m": Variable(
-        "air_temperature", "K", "2 m air temperature", False, ("2t", "tas", "2m_temperature")
+        "air_temperature",
+        "K",
+        "2 m air temperature",
+        False,
+        ("2t", "tas", "tmp2m", "2m_temperature"),
     ),
     "sst": Variable(
         "sea_surface_temperature",
@@ -73,34 +82,61 @@ VARIABLES: dict[str, Variable] = {
         "kg m-2",
         "total column water vapour",
         False,
-        ("prw", "pwat", "total_column_water_vapour"),
+        ("prw", "pwat", "pwatclm", "total_column_water_vapour"),
     ),
     "lsm": Variable(
-        "land_binary_mask", "1", "land-sea mask (1 = land)", False, ("sftlf", "land_sea_mask")
+        "land_binary_mask",
+        "1",
+        "land-sea mask (1 = land)",
+        False,
+        ("sftlf", "landsfc", "land_sea_mask"),
     ),
     "zg": Variable(
         "geopotential_height",
         "m",
         "geopotential height",
         True,
-        ("gh", "hgt", "geopotential_height"),
+        ("gh", "hgt", "hgtprs", "geopotential_height"),
     ),
     "z": Variable("geopotential", "m2 s-2", "geopotential", True, ("geopotential", "phi")),
-    "t": Variable("air_temperature", "K", "air temperature", True, ("ta", "temperature")),
-    "u": Variable("eastward_wind", "m s-1", "eastward wind", True, ("ua", "u_component_of_wind")),
-    "v": Variable("northward_wind", "m s-1", "northward wind", True, ("va", "v_component_of_wind")),
-    "q": Variable(
-        "specific_humidity", "1", "specific humidity", True, ("hus", "specific_humidity")
+    "t": Variable(
+        "air_temperature", "K", "air temperature", True, ("ta", "air", "tmpprs", "temperature")
     ),
+    "u": Variable(
+        "eastward_wind",
+        "m s-1",
+        "eastward wind",
+        True,
+        ("ua", "uwnd", "ugrdprs", "u_component_of_wind"),
+    ),
+    "v": Variable(
+        "northward_wind",
+        "m s-1",
+        "northward wind",
+        True,
+        ("va", "vwnd", "vgrdprs", "v_component_of_wind"),
+    ),
+    "q": Variable(
+        "specific_humidity",
+        "1",
+        "specific humidity",
+        True,
+        ("hus", "shum", "spfhprs", "specific_humidity"),
+    ),
+    # What a picture shows has no CF name.
+    "red": Variable("", "1", "red of a map image", False, ()),
+    "green": Variable("", "1", "green of a map image", False, ()),
+    "blue": Variable("", "1", "blue of a map image", False, ()),
+    "grey": Variable("", "1", "brightness of a map image", False, ()),
 }
 
 #: What others call the coordinates.
 COORDINATE_ALIASES: dict[str, tuple[str, ...]] = {
     TIME: ("valid_time", "date", "datetime"),
-    LATITUDE: ("lat", "y"),
-    LONGITUDE: ("lon", "x"),
+    LATITUDE: ("lat", "nav_lat", "y"),
+    LONGITUDE: ("lon", "nav_lon", "x"),
     LEVEL: ("level", "isobaricInhPa", "plev", "lev", "pressure", "isobaric"),
-    MEMBER: ("member", "realization", "ensemble"),
+    MEMBER: ("member", "realization", "ensemble", "ens"),
 }
 
 

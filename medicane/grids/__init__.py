@@ -25,22 +25,28 @@ from medicane.errors import InputError
 from medicane.grids import dialects
 from medicane.grids.formats import HORIZONTAL, open_source
 from medicane.grids.lazy import TIME_DIMENSIONS
+from medicane.remote import StorageOptions, expand, is_remote
 
 
 def open_grids(
-    uri: str | Path | Sequence[str | Path], *, select: Mapping[str, float] | None = None
+    uri: str | Path | Sequence[str | Path],
+    *,
+    select: Mapping[str, float] | None = None,
+    storage_options: StorageOptions | None = None,
 ) -> xr.Dataset:
     """Open grids lazily; nothing but headers and coordinates is read.
 
     Parameters
     ----------
     uri
-        A NetCDF or GRIB file, a ZIP of such files, a glob, a Zarr store (folder or URI), a folder
-        of map images (see `images.open_images`), or a list of these. What a file is follows from
-        its first bytes, not from its suffix. Files with the same variables follow one another in
-        time; files with other variables are merged with them, on exactly equal coordinates.
+        A NetCDF or GRIB file, a ZIP of such files, a Zarr store, any of these as a path, a glob or
+        a URI; a folder of map images (see `images.open_images`); or a list. What a file is follows
+        from its first bytes, not from its suffix. Files with the same variables follow one another
+        in time; files with other variables are merged with them, on exactly equal coordinates.
     select
         One value of an extra dimension, for instance ``{"number": 0}``, taken before merging.
+    storage_options
+        How URIs are reached; see `medicane.remote`.
 
     Returns
     -------
@@ -55,11 +61,11 @@ def open_grids(
         two files overlap; if coordinates of two files differ. Computing raises it too, where the
         data of a file cannot be read.
     """
-    sources = _sources(uri)
+    sources = _sources(uri, storage_options)
     opened: list[_Opened] = []
     with _without_collection():
         for source in sources:
-            found = open_source(source)
+            found = open_source(source, storage_options=storage_options)
             opened += [_Opened(told, _plain(ds, told, select)) for told, ds in found]
     ds = _combine(opened)
     ds.attrs["source_files"] = json.dumps(sources)
@@ -77,15 +83,19 @@ class _Opened:
         return next((str(d) for d in TIME_DIMENSIONS if d in self.ds.dims), None)
 
 
-def _sources(uri: str | Path | Sequence[str | Path]) -> list[str]:
+def _sources(
+    uri: str | Path | Sequence[str | Path], storage_options: StorageOptions | None
+) -> list[str]:
     """Every file or store that `uri` stands for, in order."""
     if not isinstance(uri, (str, Path)):
         if not uri:
             raise InputError("grids", "at least one file, glob or URI is needed", found="none")
-        found = [source for one in uri for source in _sources(one)]
+        found = [source for one in uri for source in _sources(one, storage_options)]
         return list(dict.fromkeys(found))
     text = os.fspath(uri).removeprefix("file://")
-    if "://" in text or os.path.exists(text):
+    if is_remote(text):
+        return expand(text, storage_options)
+    if os.path.exists(text):
         return [text]
     if not glob.has_magic(text):
         raise InputError(text, "the file must exist", found="no such file")
@@ -156,10 +166,10 @@ def _combine(opened: Sequence[_Opened]) -> xr.Dataset:
             compat="override",  # the coordinates were compared above
             combine_attrs="drop_conflicts",
         )
-        if all(dialects.EXPVER in one.ds.coords for one in (first, other)):
+        if all(names.EXPVER in one.ds.coords for one in (first, other)):
             # A map is as preliminary as any of its fields.
-            latest = np.maximum(first.ds[dialects.EXPVER].values, other.ds[dialects.EXPVER].values)
-            merged[dialects.EXPVER] = (merged[dialects.EXPVER].dims, latest)
+            latest = np.maximum(first.ds[names.EXPVER].values, other.ds[names.EXPVER].values)
+            merged[names.EXPVER] = (merged[names.EXPVER].dims, latest)
         first = _Opened(first.path, merged)
     return first.ds.copy()
 

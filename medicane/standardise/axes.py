@@ -5,6 +5,7 @@ Each function takes a dataset, brings one axis to the contract and returns a new
 
 from __future__ import annotations
 
+import logging
 from typing import Any
 
 import numpy as np
@@ -13,6 +14,8 @@ import xarray as xr
 from medicane import config, names
 from medicane.errors import InputError
 from medicane.standardise import remap
+
+LOG = logging.getLogger(__name__)
 
 #: Dimensions of a forecast beside its valid time.
 STEP_NAMES = ("step", "forecast_period", "leadtime", "lead_time", "prediction_timedelta")
@@ -70,6 +73,7 @@ def with_valid_times(ds: xr.Dataset, where: str) -> xr.Dataset:
             where, "each map must have one valid time", found=f"times of shape {times.shape}"
         )
     # Run, step, expver along time: said by the valid time, or of no use to a map.
+    versions = ds.coords.get(names.EXPVER)
     spent = [n for n, c in ds.coords.items() if n in TIME_LIKE or dimension in c.dims]
     ds = ds.drop_vars(spent)
     if not along:
@@ -78,7 +82,22 @@ def with_valid_times(ds: xr.Dataset, where: str) -> xr.Dataset:
     elif dimension != names.TIME:
         ds = ds.rename({dimension: names.TIME})
     checked = _checked_times(values, where)
+    if versions is not None and versions.dims == (dimension,):
+        _tell_preliminary(checked, versions.values, where)
     return ds.assign_coords({names.TIME: (names.TIME, checked, ATTRIBUTES[names.TIME])})
+
+
+def _tell_preliminary(times: np.ndarray, versions: np.ndarray, where: str) -> None:
+    preliminary = times[versions == names.ERA5T]
+    if preliminary.size:
+        LOG.warning(
+            "%s: %d of %d maps, %s to %s, are ERA5T (expver 5): ERA5 may still replace them",
+            where,
+            preliminary.size,
+            times.size,
+            _told(preliminary[0]),
+            _told(preliminary[-1]),
+        )
 
 
 def _valid(ds: xr.Dataset, where: str) -> xr.Variable:
@@ -160,6 +179,8 @@ def level_units(values: np.ndarray, stated: str | None) -> str | None:
     """
     if stated or not values.size:
         return stated
+    if values.size > 2 and np.array_equal(values, np.arange(values.size) + values[0]):
+        return None  # 1, 2, 3 …: the numbers of model levels
     return "hPa" if values.max() <= 1100 else "Pa" if values.min() >= 2000 else None
 
 
@@ -188,6 +209,113 @@ def with_levels(ds: xr.Dataset, raw: str, hpa: np.ndarray, where: str) -> xr.Dat
 WORLD = config.Domain(north=90, south=-90, west=-180, east=179.999999)
 
 # Latitude and longitude ------------------------------------------------------------------------
+
+
+def placed(ds: xr.Dataset, domain: config.Domain | None, where: str) -> xr.Dataset:
+    """Map images (row, column) on the area that they span: pixels are cells of the domain.
+
+    Raises
+    ------
+    InputError
+        If there is no domain: a picture does not say where it is.
+    """
+    if names.ROW not in ds.dims or names.COLUMN not in ds.dims or has_horizontal(ds):
+        return ds
+    if domain is None:
+        raise InputError(where, "map images need the domain that they span", found="none")
+    axes = {}
+    for dimension, axis, start, stop in (
+        (names.ROW, names.LATITUDE, domain.north, domain.south),
+        (names.COLUMN, names.LONGITUDE, domain.west, domain.east),
+    ):
+        size = ds.sizes[dimension]
+        centres = start + (np.arange(size) + 0.5) * (stop - start) / size
+        axes[axis] = (axis, centres, {"units": "degrees"})
+    return ds.rename({names.ROW: names.LATITUDE, names.COLUMN: names.LONGITUDE}).assign_coords(axes)
+
+
+def is_scattered(ds: xr.Dataset) -> bool:
+    """Whether the points do not form an evenly spaced grid, but say each where they are."""
+    if not has_horizontal(ds):
+        return False
+    raw = [axis_name(ds, axis) for axis in (names.LATITUDE, names.LONGITUDE)]
+    if any(n not in ds.coords or ds[n].dtype.kind not in "iuf" for n in raw):
+        return False
+    latitude, longitude = (ds[n] for n in raw)
+    if latitude.ndim > 1 or longitude.ndim > 1 or latitude.dims == longitude.dims:
+        return latitude.dims == longitude.dims and latitude.size > 1
+    return any(_is_uneven(axis) for axis in (latitude, longitude))
+
+
+def _is_uneven(coordinate: xr.DataArray) -> bool:
+    """Degrees that run one way in steps of different length, as Gaussian latitudes do."""
+    values = np.asarray(coordinate.values, np.float64)
+    if coordinate.ndim != 1 or values.size < 3 or not np.isfinite(values).all():
+        return False
+    steps = np.diff(
+        values if np.abs(np.diff(values)).max() < 180 else np.unwrap(values, period=360)
+    )
+    one_way = (steps > 0).all() or (steps < 0).all()
+    drift = np.abs(np.cumsum(steps - steps.mean())).max()
+    return bool(one_way and np.abs(values).max() <= 540 and drift > 0.01 * abs(steps.mean()))
+
+
+def separated(ds: xr.Dataset) -> xr.Dataset:
+    """Latitudes and longitudes of every point as two axes, where they are those of a rectangle."""
+    raw = [axis_name(ds, axis) for axis in (names.LATITUDE, names.LONGITUDE)]
+    if None in raw or any(n not in ds.coords or ds[n].ndim != 2 for n in raw):
+        return ds
+    latitude, longitude = (ds[n] for n in raw)
+    if latitude.dims != longitude.dims or min(latitude.shape) < 2:
+        return ds
+    for down, along in (latitude.dims, latitude.dims[::-1]):
+        rows = latitude.transpose(down, along).values
+        columns = longitude.transpose(down, along).values
+        if np.ptp(rows, axis=1).max() <= 1e-6 and np.ptp(columns, axis=0).max() <= 1e-6:
+            points = ds.drop_vars([n for n in (*raw, down, along) if n in ds.coords])
+            renamed = points.rename({down: names.LATITUDE, along: names.LONGITUDE})
+            return renamed.assign_coords(
+                {
+                    names.LATITUDE: (names.LATITUDE, rows[:, 0], latitude.attrs),
+                    names.LONGITUDE: (names.LONGITUDE, columns[0], longitude.attrs),
+                }
+            )
+    return ds
+
+
+def points_of(ds: xr.Dataset, where: str) -> tuple[tuple[str, ...], np.ndarray, np.ndarray]:
+    """The horizontal dimensions of scattered points, and where each point is.
+
+    Returns
+    -------
+    dimensions
+        Their names.
+    latitude, longitude
+        Degrees, of the shape of these dimensions.
+
+    Raises
+    ------
+    InputError
+        If they are not degrees.
+    """
+    fields = []
+    for axis in (names.LATITUDE, names.LONGITUDE):
+        raw = axis_name(ds, axis)
+        assert raw is not None
+        units, limit = str(ds[raw].attrs.get("units", "degrees")), 90.0
+        limit = limit if axis == names.LATITUDE else 540.0
+        values = ds[raw].values
+        if not units.startswith("degree") or np.nanmax(np.abs(values), initial=0) > limit + 1e-3:
+            found = f"{np.nanmin(values):g} to {np.nanmax(values):g} {units}"
+            raise InputError(f"{where}: {raw}", "must be in degrees", found=found)
+        fields.append(ds[raw].reset_coords(drop=True))
+    latitude, longitude = xr.broadcast(*fields)
+    dimensions = tuple(map(str, latitude.dims))
+    return (
+        dimensions,
+        np.asarray(latitude.values, np.float64),
+        np.asarray(longitude.transpose(*dimensions).values, np.float64),
+    )
 
 
 def with_horizontal(ds: xr.Dataset, where: str) -> xr.Dataset:
@@ -227,6 +355,8 @@ def _even(coordinate: xr.DataArray, where: str, law: str) -> np.ndarray:
     if not units.startswith("degree") or np.abs(raw).max() > limit + 1e-3:
         raise InputError(where, law, found=f"{raw[0]:g} to {raw[-1]:g} {units}")
     values = np.round(raw.astype(np.float64), 4 if raw.dtype == np.float32 else 6)
+    if coordinate.name == names.LONGITUDE and np.abs(np.diff(values)).max() > 180:
+        values = np.unwrap(values, period=360)  # 359.5, 0, 0.5
     step = np.diff(values).mean()
     uneven = np.abs(values - np.linspace(values[0], values[-1], values.size)) > 0.01 * abs(step)
     if step == 0 or uneven.any():
