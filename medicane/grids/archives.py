@@ -14,13 +14,15 @@ from medicane.errors import InputError
 from medicane.grids.lazy import short
 
 
-def unpacked(source: str) -> list[tuple[str, str]]:
+def unpacked(source: str, *, told: str | None = None) -> list[tuple[str, str]]:
     """The files of a ZIP, unpacked to a temporary folder that goes when the process ends.
 
     Parameters
     ----------
     source
         A ZIP that holds NetCDF or GRIB files and nothing else.
+    told
+        What it is called, if it is not by its path.
 
     Returns
     -------
@@ -34,7 +36,8 @@ def unpacked(source: str) -> list[tuple[str, str]]:
         it, or is larger than the disk has room for.
     """
     stat = os.stat(source)
-    return list(_unpacked(os.path.abspath(source), source, stat.st_mtime_ns, stat.st_size))
+    path = os.path.abspath(source)
+    return list(_unpacked(path, told or source, stat.st_mtime_ns, stat.st_size))
 
 
 @functools.lru_cache(maxsize=256)

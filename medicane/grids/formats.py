@@ -6,7 +6,7 @@ import gc
 import os
 import warnings
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import xarray as xr
 
@@ -14,7 +14,13 @@ from medicane import names
 from medicane.errors import InputError
 from medicane.grids import archives, grib, images
 from medicane.grids.lazy import in_blocks, short
+from medicane.remote import RangeFile, Remote, StorageOptions, is_remote, needs
 
+if TYPE_CHECKING:
+    from zarr.storage import FsspecStore
+
+#: The first bytes of NetCDF 4.
+HDF5 = b"\x89HDF"
 #: How latitudes and longitudes are spelt.
 HORIZONTAL = frozenset(
     spelt
@@ -29,29 +35,64 @@ LAWS = {
 }
 
 
-def open_source(source: str) -> list[tuple[str, xr.Dataset]]:
+def open_source(
+    source: str, *, storage_options: StorageOptions | None = None
+) -> list[tuple[str, xr.Dataset]]:
     """The datasets of a source, each with the name to tell of it.
 
     Several where a GRIB file mixes kinds of level, or a ZIP holds several files. Data variables are
-    dask arrays; coordinates are read.
+    dask arrays; coordinates are read. Of a URI, Zarr and NetCDF 4 are read where they are, as far
+    as they are asked for; the other kinds are copied whole.
 
     Raises
     ------
     InputError
         If the source is of no known kind, or cannot be read.
     """
-    kind = kind_of(source)
+    if not is_remote(source):
+        return _open_local(source, told=source)
+    try:
+        held = _held(Remote(source, storage_options))
+    except OSError as error:
+        raise InputError(source, "must be readable", found=short(error)) from error
+    if isinstance(held, Path):
+        return _open_local(str(held), told=source)
+    kind = "netcdf" if isinstance(held, RangeFile) else "zarr"
+    return [(source, ds) for ds in _open_file(held, kind, told=source)]
+
+
+def _held(place: Remote) -> Path | RangeFile | FsspecStore:
+    """A local copy, a file that is read by ranges, or a Zarr store."""
+    try:
+        start, fault = place.start(), None
+    except (FileNotFoundError, IsADirectoryError, PermissionError) as error:
+        start, fault = b"", error
+    if start.startswith(HDF5):
+        needs("h5netcdf", place.uri)
+        return place.file()
+    if _kind_by_start(start) is not None:
+        return place.local_copy()
+    if place.is_zarr():
+        return place.zarr_store()
+    if fault is not None:
+        raise fault
+    found = "an empty file" if not start else f"a file that begins with {start[:16]!r}"
+    raise InputError(place.uri, "must be NetCDF, GRIB or Zarr", found=found)
+
+
+def _open_local(source: str, *, told: str) -> list[tuple[str, xr.Dataset]]:
+    kind = kind_of(source, told=told)
     if kind == "images":
-        return [(source, images.open_images(source))]
+        return [(told, images.open_images(source))]
     if kind == "zip":
         found = []
-        for told, path in archives.unpacked(source):
-            inside = kind_of(path, told=told)
+        for member, path in archives.unpacked(source, told=told):
+            inside = kind_of(path, told=member)
             if inside not in ("netcdf", "grib"):
-                raise InputError(told, "must be NetCDF or GRIB: unpack it", found=inside)
-            found += [(told, ds) for ds in _open_file(path, inside, told=told)]
+                raise InputError(member, "must be NetCDF or GRIB: unpack it", found=inside)
+            found += [(member, ds) for ds in _open_file(path, inside, told=member)]
         return found
-    return [(source, ds) for ds in _open_file(source, kind, told=source)]
+    return [(told, ds) for ds in _open_file(source, kind, told=told)]
 
 
 def kind_of(source: str, *, told: str | None = None) -> str:
@@ -68,12 +109,6 @@ def kind_of(source: str, *, told: str | None = None) -> str:
         If it is none of them.
     """
     path, told = Path(source), told or source
-    if "://" in source:
-        if source.rstrip("/").endswith((".nc", ".nc4", ".grib", ".grb", ".grib2", ".grb2")):
-            raise InputError(
-                source, "remote files must be Zarr stores; copy NetCDF and GRIB files to disk first"
-            )
-        return "zarr"
     if path.is_dir():
         if any((path / name).exists() for name in ("zarr.json", ".zgroup", ".zmetadata")):
             return "zarr"
@@ -89,19 +124,25 @@ def kind_of(source: str, *, told: str | None = None) -> str:
             start = file.read(64)
     except OSError as error:
         raise InputError(told, "the file must be readable", found=short(error)) from None
-    if start.startswith((b"CDF", b"\x89HDF")):
-        return "netcdf"
-    if b"GRIB" in start:
-        return "grib"
-    if start.startswith(b"PK\x03\x04"):
-        return "zip"
+    known = _kind_by_start(start)
+    if known is not None:
+        return known
     if start.startswith(images.FIRST_BYTES):
         raise InputError(told, "map images are read by the folder: give the folder", found=path)
     found = "an empty file" if not start else f"a file that begins with {start[:16]!r}"
     raise InputError(told, "must be NetCDF, GRIB or Zarr", found=found)
 
 
-def _open_file(source: str, kind: str, *, told: str) -> list[xr.Dataset]:
+def _kind_by_start(start: bytes) -> str | None:
+    """What a file is that begins so; None if it is of no kind that is read."""
+    if start.startswith((b"CDF", HDF5)):
+        return "netcdf"
+    if b"GRIB" in start:
+        return "grib"
+    return "zip" if start.startswith(b"PK\x03\x04") else None
+
+
+def _open_file(source: str | RangeFile | FsspecStore, kind: str, *, told: str) -> list[xr.Dataset]:
     # ns: the one resolution in which dates of all dialects compare equal.
     options: dict[str, Any] = {
         "chunks": None,
@@ -110,17 +151,22 @@ def _open_file(source: str, kind: str, *, told: str) -> list[xr.Dataset]:
         "decode_timedelta": False,
     }
     try:
-        if kind == "grib":
-            datasets = grib.open_grib(source, options)
+        if isinstance(source, RangeFile):
+            datasets = [xr.open_dataset(source, engine="h5netcdf", **options)]
         elif kind == "zarr":
             with warnings.catch_warnings():  # about speed, of stores that are not consolidated
                 warnings.simplefilter("ignore", RuntimeWarning)
-                datasets = [xr.open_dataset(source, engine="zarr", **options)]
+                store: Any = source  # xarray takes zarr's own stores, its annotations do not
+                datasets = [xr.open_dataset(store, engine="zarr", **options)]
+        elif kind == "grib":
+            datasets = grib.open_grib(str(source), options)
         else:
+            assert isinstance(source, str)
             _check_classic_length(source, told)
             _check_hdf5_length(source, told)
             datasets = [xr.open_dataset(source, engine="netcdf4", **options)]
-        return [in_blocks(_with_coordinates(ds), source, told=told) for ds in datasets]
+        path = source if isinstance(source, str) else told
+        return [in_blocks(_with_coordinates(ds), path, told=told) for ds in datasets]
     except InputError:
         raise
     except Exception as error:

@@ -10,14 +10,12 @@ from __future__ import annotations
 
 import asyncio
 import copy
-import errno
 import functools
 import importlib.util
 import io
-import logging
 import os
 import tempfile
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -25,55 +23,22 @@ from typing import TYPE_CHECKING, Any
 from fsspec.asyn import AsyncFileSystem, get_loop, sync
 from fsspec.implementations.cached import WholeFileCacheFileSystem
 
-from medicane.errors import InputError, redacted
+from medicane.errors import InputError
+from medicane.remote.attempts import again, check_length
 
 if TYPE_CHECKING:
     from zarr.storage import FsspecStore
-
-LOG = logging.getLogger(__name__)
 
 #: Options of fsspec's file systems by protocol, as in its own configuration files:
 #: ``{"s3": {"anon": True, "endpoint_url": "http://127.0.0.1:9000"}}``.
 StorageOptions = Mapping[str, Mapping[str, Any]]
 
-#: So often is anything tried, with this wait after the first time and twice the last after others.
-TRIES = 5
-FIRST_WAIT_S = 0.5
 #: A connection over which nothing has come for so long is given up; one that is slow is not.
 SILENCE_S = 60
 
 #: NetCDF files are read in blocks of so many bytes, of which so many are kept.
 BLOCK_BYTES = 4 * 2**20
 KEPT_BLOCKS = 8
-
-#: Faults that a second try meets again.
-_LASTING = (
-    FileExistsError,
-    FileNotFoundError,
-    IsADirectoryError,
-    NotADirectoryError,
-    PermissionError,
-)
-_LASTING_NUMBERS = (
-    errno.EDQUOT,
-    errno.EINVAL,
-    errno.ENAMETOOLONG,
-    errno.ENOSPC,
-    errno.ENOSYS,
-    errno.EPERM,
-    errno.EROFS,
-)
-#: Each library has classes of its own for a connection that fails or ends too early.
-_PASSING = (
-    "ChecksumError",
-    "ConnectionError",
-    "HTTPClientError",
-    "IncompleteRead",
-    "IncompleteReadError",
-    "PayloadError",
-    "ResponseParserError",
-    "TimeoutError",
-)
 
 
 def is_remote(uri: object) -> bool:
@@ -96,17 +61,13 @@ def expand(uri: str, options: StorageOptions | None = None) -> list[str]:
     # Without this, a folder over HTTP that cannot be listed counts as an empty one.
     more = {"on_error": "raise"} if "http" in fs.protocol else {}
     try:
-        found = sync(get_loop(), _again, lambda: _within(fs, "glob", path, **more), uri)
+        found = sync(get_loop(), again, lambda: _within(fs, "glob", path, **more), "")
     except OSError as error:
-        raise unreadable(uri, error) from error
+        found = f"{type(error).__name__}: {error}"
+        raise InputError(uri, "its folder must be one that can be listed", found=found) from error
     if not found:
         raise InputError(uri, "the glob must match at least one file", found="none")
     return [uri.replace(path, match, 1) for match in sorted(found)]
-
-
-def unreadable(uri: str, error: BaseException) -> InputError:
-    """What is said of a URI that could not be read, from an error that `Remote` raised."""
-    return InputError(uri, "must be readable", found=f"{type(error).__name__}: {error}")
 
 
 class Remote(AsyncFileSystem):
@@ -226,29 +187,29 @@ class Remote(AsyncFileSystem):
             if start is not None and end is not None and len(data) > end - start >= 0:
                 data = data[start:end]  # a server that knows no ranges sends all
             if length is not None:
-                _check_length(len(data), length)
+                check_length(len(data), length)
             return data
 
-        return await _again(once, self._told(path))
+        return await again(once, path)
 
     async def _get_file(self, rpath: str, lpath: str, **kwargs: Any) -> None:
         async def once() -> None:
             size = (await self._do("info", rpath)).get("size")
             await self._do("get_file", rpath, lpath)
             if size is not None:
-                _check_length(os.path.getsize(lpath), int(size))
+                check_length(os.path.getsize(lpath), int(size))
 
-        await _again(once, self._told(rpath))
+        await again(once, rpath)
 
     async def _pipe_file(self, path: str, value: bytes, **kwargs: Any) -> None:
-        await _again(lambda: self._do("pipe_file", path, value), self._told(path))
+        await again(lambda: self._do("pipe_file", path, value), path)
 
     async def _info(self, path: str, **kwargs: Any) -> dict[str, Any]:
-        found = await _again(lambda: self._do("info", path), self._told(path))
+        found = await again(lambda: self._do("info", path), path)
         return {**found, "name": "/" + path.strip("/")}
 
     async def _ls(self, path: str, detail: bool = True, **kwargs: Any) -> list[Any]:
-        found = await _again(lambda: self._do("ls", path, detail=True), self._told(path))
+        found = await again(lambda: self._do("ls", path, detail=True), path)
         entries = [
             {**entry, "name": "/" + entry["name"].rstrip("/").removeprefix(self._root).lstrip("/")}
             for entry in found
@@ -288,13 +249,11 @@ class Remote(AsyncFileSystem):
         inner = path.strip("/")
         return (f"{self._root.rstrip('/')}/{inner}" if inner else self._root) + self._query
 
-    def _told(self, path: str) -> str:
-        inner = path.strip("/")
-        return f"{self.uri}: {inner}" if inner else self.uri
-
 
 class RangeFile(io.RawIOBase):
     """A remote file as Python and HDF5 read files: by ranges, each one whole or an error."""
+
+    mode = "rb"
 
     def __init__(self, place: Remote, size: int) -> None:
         from fsspec.caching import BlockCache
@@ -403,62 +362,3 @@ async def _within(fs: Any, operation: str, *args: Any, **kwargs: Any) -> Any:
     if asyncio.get_running_loop() is fs.loop:
         return await call
     return await asyncio.wrap_future(asyncio.run_coroutine_threadsafe(call, fs.loop))
-
-
-async def _again(operation: Callable[[], Awaitable[Any]], told: str) -> Any:
-    """Try until it goes well, the fault is a lasting one, or it has been tried `TRIES` times."""
-    wait = FIRST_WAIT_S
-    for tries in range(1, TRIES + 1):
-        try:
-            return await operation()
-        except Exception as error:
-            if tries == TRIES or not _passing(error):
-                # Not chained: the libraries' own errors hold URIs with all that is in them.
-                raise _plain(error, told) from None
-            LOG.info("%s: %s; tried again in %g s", redacted(told), type(error).__name__, wait)
-        await asyncio.sleep(wait)
-        wait *= 2
-    raise AssertionError("not reached")
-
-
-def _passing(error: BaseException) -> bool:
-    """Whether a second try may go better: a fault of the server or on the way, not of the asker."""
-    if isinstance(error, _LASTING):
-        # fsspec says "not found" of what it could not ask for, and keeps why.
-        return error.__cause__ is not None and _passing(error.__cause__)
-    status = _status(error)
-    if status is not None:
-        return status >= 500 or status in (408, 425, 429)
-    if isinstance(error, OSError):
-        return error.errno not in _LASTING_NUMBERS
-    return any(kind.__name__.endswith(_PASSING) for kind in type(error).__mro__)
-
-
-def _status(error: BaseException) -> int | None:
-    """The HTTP status behind an error; None if it is of another kind."""
-    for name in ("status", "code"):
-        value = str(getattr(error, name, ""))
-        if value.isdigit() and int(value) >= 400:
-            return int(value)
-    return None
-
-
-def _plain(error: Exception, told: str) -> OSError:
-    """The error without what its library has hung on it, and without secrets."""
-    if isinstance(error, _LASTING) and isinstance(error.__cause__, Exception) and _passing(error):
-        return _plain(error.__cause__, told)
-    lines = str(error).strip().splitlines()
-    text = redacted(lines[0][:300] if lines else type(error).__name__)
-    if _passing(error):
-        return ConnectionError(f"{redacted(told)}: tried {TRIES} times; at last {text}")
-    for kind in _LASTING:
-        if isinstance(error, kind):
-            return kind(text)
-    if _status(error) in (401, 403) or "Credentials" in type(error).__name__:
-        return PermissionError(f"{text}; docs/remote.md says how access is configured")
-    return OSError(f"{type(error).__name__}: {text}")
-
-
-def _check_length(found: int, wanted: int) -> None:
-    if found != wanted:
-        raise ConnectionError(f"{found} of {wanted} bytes came")
