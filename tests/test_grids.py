@@ -326,10 +326,6 @@ def test_a_time_axis_that_is_not_cf(tmp_path):
     assert "odd.nc" in told
 
 
-def test_remote_netcdf_is_told_to_be_copied():
-    assert "copy NetCDF" in refused("s3://bucket/era5.nc")
-
-
 def test_errors_of_worker_processes_keep_their_line(tmp_path):
     error = InputError("a.nc: msl", "must be readable", found="nothing")
     again = pickle.loads(pickle.dumps(error))
