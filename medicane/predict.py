@@ -13,9 +13,12 @@ the maps before: see `Network`; the numbers are those of the naive form there to
 
 from __future__ import annotations
 
+import functools
 import logging
-from collections.abc import Callable, Iterator, Mapping
-from typing import TYPE_CHECKING, Any, Literal
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 import numpy as np
 import xarray as xr
@@ -25,6 +28,7 @@ from medicane import model as detector
 from medicane import names
 from medicane.channels import check_whole
 from medicane.errors import InputError
+from medicane.packing import read_block
 from medicane.sequences import contiguous_periods
 
 if TYPE_CHECKING:
@@ -40,6 +44,14 @@ RECONSTRUCTION_ERROR = "reconstruction_error"
 #: Maps held at once. 96 maps of the Mediterranean at 0.25 degrees with 6 channels are 39 MB.
 BLOCK = 96
 
+#: Blocks read ahead, each by a thread of its own: one inflates while the other derives.
+AHEAD = 2
+
+#: What runs an encoder: maps (n, H, W, C) → features (n, F), or sequences (n, T, …) → (n, T, F).
+Encode = Callable[[np.ndarray], np.ndarray]
+
+T = TypeVar("T")
+
 
 def predict(
     model: keras.Model,
@@ -48,6 +60,7 @@ def predict(
     mode: Mode = "causal",
     allow_short: bool = False,
     allow_none: bool = False,
+    encode: Encode | None = None,
     block: int = BLOCK,
     progress: Callable[[int, int], None] | None = None,
     where: object = "maps",
@@ -67,8 +80,11 @@ def predict(
         is invented: they get what the first maps of every period get.
     allow_none
         Leave all maps without a label where no period is long enough, instead of raising.
+    encode
+        What runs the encoder (see `medicane.runtime.open_encoder`); by default Keras.
     block
-        Maps held in memory at once.
+        Maps read at once; of lazy maps whole chunks, so that none is read twice. Up to three
+        blocks are in memory: one that is labelled, two that are read meanwhile.
     progress
         Called with (maps done, maps in all).
 
@@ -86,76 +102,124 @@ def predict(
         If the channels are not the model's, the grid is too small, no period is long enough, or a
         map or a part of it is missing (the message names time and channel).
     """
-    facts = detector.facts_of(model)
-    length, step_hours = int(facts["length"]), int(facts["step_hours"])
-    detector.check_maps(
+    labels = Labels(
         model,
-        channels=[str(name) for name in maps[names.CHANNEL].values],
-        shape=(maps.sizes[names.LATITUDE], maps.sizes[names.LONGITUDE]),
+        maps,
+        mode=mode,
+        allow_short=allow_short,
+        allow_none=allow_none,
+        encode=encode,
         where=where,
     )
-    times = maps.indexes[names.TIME]
-    periods = contiguous_periods(times, step_hours=step_hours)
-    least = 1 if allow_short else length
-    longest = max((p.stop - p.start for p in periods), default=0)
-    if longest < least and not allow_none:
-        raise InputError(
-            where,
-            f"one sequence is {length} maps {step_hours} h apart without a gap "
-            "(--allow-short labels fewer with the history they have)",
-            found=f"{len(times)} maps, at most {longest} in a row",
+    for images in read_ahead(functools.partial(read_block, maps), cuts(maps, block=block)):
+        labels.take(images)
+        if progress is not None:
+            progress(labels.taken, len(labels.times))
+    return labels.dataset()
+
+
+class Labels:
+    """The labels of a series in the making: its maps are taken one block after the other.
+
+    Parameters
+    ----------
+    model, mode, allow_short, allow_none, encode, where
+        As for `predict`, which raises what this raises.
+    maps
+        Whose times, channels and grid are looked at; no map is read.
+    """
+
+    def __init__(
+        self,
+        model: keras.Model,
+        maps: xr.DataArray,
+        *,
+        mode: Mode = "causal",
+        allow_short: bool = False,
+        allow_none: bool = False,
+        encode: Encode | None = None,
+        where: object = "maps",
+    ) -> None:
+        self._facts = detector.facts_of(model)
+        length, step_hours = int(self._facts["length"]), int(self._facts["step_hours"])
+        self._channels = [str(name) for name in maps[names.CHANNEL].values]
+        detector.check_maps(
+            model,
+            channels=self._channels,
+            shape=(maps.sizes[names.LATITUDE], maps.sizes[names.LONGITUDE]),
+            where=where,
         )
-    total = np.zeros(len(times))
-    count = np.zeros(len(times), dtype=np.int16)
-    error = np.full(len(times), np.nan, dtype=np.float32)
-    network = Network(model, length=length, mode=mode)
-    done = 0
-    for period in periods:
-        if period.stop - period.start < least:
-            LOG.warning(
-                "%s: %d maps from %s are fewer than one sequence of %d: left without a label",
+        self._where, self._coordinate = where, maps[names.TIME]
+        #: Times of all maps, and how many of them were taken.
+        self.times, self.taken = maps.indexes[names.TIME], 0
+        periods = contiguous_periods(self.times, step_hours=step_hours)
+        least = 1 if allow_short else length
+        longest = max((p.stop - p.start for p in periods), default=0)
+        if longest < least and not allow_none:
+            raise InputError(
                 where,
-                period.stop - period.start,
-                times[period.start],
-                length,
+                f"one sequence is {length} maps {step_hours} h apart without a gap "
+                "(--allow-short labels fewer with the history they have)",
+                found=f"{len(self.times)} maps, at most {longest} in a row",
             )
-            done += period.stop - period.start
-            continue
-        network.begin()
-        for start, images in _blocks(maps, period, block):
-            check_whole(
-                images.transpose(0, 3, 1, 2),
-                np.asarray(times[start : start + len(images)]),
-                [f"channel {name}" for name in maps[names.CHANNEL].values],
-                where=where,
-            )
-            new = slice(start, start + len(images))
-            network.read(images)
-            if network.knows_its_domain:
-                error[new] = network.errors()
-            _vote(network, new, period, total, count)
-            done += len(images)
-            if progress is not None:
-                progress(done, len(times))
-    with np.errstate(invalid="ignore"):
-        logit = np.where(count > 0, total / np.maximum(count, 1), np.nan)
-    coords = {names.TIME: maps[names.TIME]}
-    labelled = xr.Dataset(
-        {
-            "probability": (names.TIME, expit(logit).astype(np.float32)),
-            "logit": (names.TIME, logit.astype(np.float32)),
-            "n_sequences": (names.TIME, count),
-        },
-        coords=coords,
-    )
-    if network.knows_its_domain:
-        told = {
-            "long_name": "error with which the autoencoder brings back the features of the map",
-            "units": "1",
-            "training_percentile_99": float(facts["out_of_domain"]["percentile_99"]),
-        }
-        labelled[RECONSTRUCTION_ERROR] = (names.TIME, error, told)
-    return labelled
+        self._periods = [p for p in periods if p.stop - p.start >= least]
+        for period in periods:
+            if period.stop - period.start < least:
+                LOG.warning(
+                    "%s: %d maps from %s are fewer than one sequence of %d: left without a label",
+                    where,
+                    period.stop - period.start,
+                    self.times[period.start],
+                    length,
+                )
+        self._total = np.zeros(len(self.times))
+        self._count = np.zeros(len(self.times), dtype=np.int16)
+        self._error = np.full(len(self.times), np.nan, dtype=np.float32)
+        self._network = Network(model, length=length, mode=mode, encode=encode)
+
+    def take(self, images: np.ndarray) -> None:
+        """Label the next maps of the series, (n, latitude, longitude, channel)."""
+        begun, self.taken = self.taken, self.taken + len(images)
+        for period in self._periods:
+            new = slice(max(begun, period.start), min(self.taken, period.stop))
+            if new.start >= new.stop:
+                continue
+            if new.start == period.start:
+                self._network.begin()
+            self._label(images[new.start - begun : new.stop - begun], new, period)
+
+    def _label(self, images: np.ndarray, new: slice, period: slice) -> None:
+        check_whole(
+            images.transpose(0, 3, 1, 2),
+            np.asarray(self.times[new]),
+            [f"channel {name}" for name in self._channels],
+            where=self._where,
+        )
+        self._network.read(images)
+        if self._network.knows_its_domain:
+            self._error[new] = self._network.errors()
+        _vote(self._network, new, period, self._total, self._count)
+
+    def dataset(self) -> xr.Dataset:
+        """What `predict` returns, once all maps are taken."""
+        with np.errstate(invalid="ignore"):
+            logit = np.where(self._count > 0, self._total / np.maximum(self._count, 1), np.nan)
+        labelled = xr.Dataset(
+            {
+                "probability": (names.TIME, expit(logit).astype(np.float32)),
+                "logit": (names.TIME, logit.astype(np.float32)),
+                "n_sequences": (names.TIME, self._count),
+            },
+            coords={names.TIME: self._coordinate},
+        )
+        if self._network.knows_its_domain:
+            told = {
+                "long_name": "error with which the autoencoder brings back the features of the map",
+                "units": "1",
+                "training_percentile_99": float(self._facts["out_of_domain"]["percentile_99"]),
+            }
+            labelled[RECONSTRUCTION_ERROR] = (names.TIME, self._error, told)
+        return labelled
 
 
 class Network:
@@ -167,14 +231,28 @@ class Network:
     reach: features are made once, each block behind the ``reach - 1`` maps before it. In fused mode
     all of a window count: the maps themselves are kept, and each window is encoded anew.
 
-    `batch` is the number of maps that the encoder is given at a time; fewer are filled up to it.
+    `encode` runs the encoder; without it Keras does, `batch` maps at a time: fewer are filled up.
     """
 
-    def __init__(self, model: keras.Model, *, length: int, mode: Mode, batch: int = 32) -> None:
-        self._model, self.length, self.mode, self._batch = model, length, mode, batch
-        self._encoder, self._head = detector.encoder_of(model), detector.head_of(model)
+    def __init__(
+        self,
+        model: keras.Model,
+        *,
+        length: int,
+        mode: Mode,
+        batch: int = 32,
+        encode: Encode | None = None,
+    ) -> None:
+        self._model, self.length, self.mode = model, length, mode
+        encoder, self._head = detector.encoder_of(model), detector.head_of(model)
         self._reach = detector.temporal_reach(model)
-        self._over_time = len(self._encoder.input_shape) == 5
+        self._over_time = len(encoder.input_shape) == 5
+        by_keras = (
+            functools.partial(_apply_over_time, encoder)
+            if self._over_time
+            else functools.partial(_apply, encoder, batch=batch)
+        )
+        self._encode: Encode = encode or by_keras
         self._keeps_maps = self._over_time and mode == "fused"
         self._looks_ahead = detector.looks_ahead(model)
         self.knows_its_domain = detector.knows_its_domain(model)
@@ -237,15 +315,15 @@ class Network:
 
     def _encoded(self, images: np.ndarray) -> np.ndarray:
         if not self._over_time:
-            return _apply(self._encoder, images, batch=self._batch)
+            return self._encode(images)
         series = _joined(self._before, images)
-        features = np.asarray(self._encoder.predict_on_batch(series[None]))[0]
+        features = self._encode(series[None])[0]
         self._before = _last(series, self._reach - 1)
         return features[len(series) - len(images) :]
 
     def _logits(self, windows: np.ndarray, *, batch: int) -> np.ndarray:
         if self._keeps_maps:
-            windows = _apply(self._encoder, windows, batch=batch)
+            windows = self._encode(windows)
         return _apply(self._head, windows, batch=batch)[:, :, 0]
 
 
@@ -257,10 +335,46 @@ def _last(values: np.ndarray, n: int) -> np.ndarray:
     return values[max(len(values) - n, 0) :]
 
 
-def _blocks(maps: xr.DataArray, period: slice, block: int) -> Iterator[tuple[int, np.ndarray]]:
-    for start in range(period.start, period.stop, block):
-        stop = min(start + block, period.stop)
-        yield start, channels_last(maps.isel({names.TIME: slice(start, stop)}))
+def cuts(maps: xr.DataArray, *, block: int = BLOCK) -> list[tuple[int, int]]:
+    """Where to cut a series into blocks: (start, stop) of each, in order.
+
+    Blocks are of `block` maps; of a lazy array they are whole chunks, as many as fit a block and
+    one at least, since a chunk that is cut is read once for each of its pieces.
+    """
+    n = maps.sizes[names.TIME]
+    chunks = maps.chunksizes.get(names.TIME) or [1] * n
+    found: list[tuple[int, int]] = []
+    start = stop = 0
+    for size in chunks:
+        if stop > start and stop + size - start > block:
+            found.append((start, stop))
+            start = stop
+        stop += size
+    return [*found, (start, stop)] if stop > start else found
+
+
+def read_ahead(read: Callable[[int, int], T], blocks: Iterable[tuple[int, int]]) -> Iterator[T]:
+    """Read blocks in order, the next two in the background while one is worked on.
+
+    Parameters
+    ----------
+    read
+        Called with start and stop, by two threads.
+    blocks
+        (start, stop) of each block.
+    """
+    with ThreadPoolExecutor(AHEAD, thread_name_prefix="read") as readers:
+        waiting: deque[Future[T]] = deque()
+        try:
+            for start, stop in blocks:
+                waiting.append(readers.submit(read, start, stop))
+                if len(waiting) > AHEAD:
+                    yield waiting.popleft().result()
+            while waiting:
+                yield waiting.popleft().result()
+        finally:
+            for future in waiting:
+                future.cancel()
 
 
 def channels_last(maps: xr.DataArray) -> np.ndarray:
@@ -280,6 +394,11 @@ def _apply(network: Any, values: np.ndarray, *, batch: int) -> np.ndarray:
         padded = np.concatenate([part, np.repeat(part[-1:], batch - len(part), axis=0)])
         parts.append(np.asarray(network.predict_on_batch(padded))[: len(part)])
     return np.concatenate(parts)
+
+
+def _apply_over_time(encoder: Any, sequences: np.ndarray) -> np.ndarray:
+    """As `_apply`, for sequences of maps: one alone may be long, and is a batch of its own."""
+    return _apply(encoder, sequences, batch=1 if len(sequences) == 1 else 8)
 
 
 def _vote(
