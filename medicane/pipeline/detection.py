@@ -162,6 +162,7 @@ def detect(
                 scheduler=scheduler,
                 each=each,
                 model=file.path,
+                digest=attributes["model_digest"],
                 length=length,
                 step_hours=step_hours,
                 positions=on_step,

@@ -51,6 +51,8 @@ LOG = logging.getLogger(__name__)
 
 #: Maps that one task labels: a month of hourly ones. The halo adds 2 %, in fused mode 4 %.
 BLOCK = 744
+#: Maps of which the pressure is in memory at once.
+AT_ONCE = 96
 #: Seconds in which a scheduler must answer.
 PATIENCE = 20
 
@@ -59,10 +61,19 @@ Each = Callable[..., Iterable[Any]]
 
 
 @dataclass(frozen=True)
+class Model:
+    """A detector that is sent to the workers; each loads it once, whatever it is called."""
+
+    digest: str
+    file: str = field(compare=False)
+
+
+@dataclass(frozen=True)
 class Run:
-    """What all blocks of one detection have in common. What a worker opens for it is kept."""
+    """What all blocks of one detection have in common. A worker opens its grids once."""
 
     id: str
+    model: Model = field(compare=False)
     files: tuple[str, ...] = field(compare=False)
     where: str = field(compare=False)
     units: dict[str, str] | None = field(compare=False)
@@ -70,11 +81,6 @@ class Run:
     mode: Literal["causal", "fused"] = field(compare=False)
     allow_short: bool = field(compare=False)
     version: str = field(compare=False, default=__version__)
-
-    @property
-    def model(self) -> str:
-        """Name of the model's file on each worker."""
-        return f"{self.id}.keras"
 
 
 @dataclass(frozen=True)
@@ -120,6 +126,7 @@ def label_on_workers(
     scheduler: str,
     each: Each | None = None,
     model: Path,
+    digest: str,
     length: int,
     step_hours: int,
     positions: NDArray[np.int64],
@@ -142,7 +149,7 @@ def label_on_workers(
         Address of a dask scheduler, as ``tcp://10.0.0.1:8786``.
     each
         Who hands the tasks out, if it is not this function.
-    model
+    model, digest
         The detector's file.
     length, step_hours
         Of its sequences.
@@ -158,7 +165,9 @@ def label_on_workers(
         the files; or what `detection.label_series` raises.
     """
     files = tuple(_everywhere(file) for file in json.loads(standard.attrs["source_files"]))
-    run = Run(f"medicane-{uuid.uuid4().hex}", files, where, units, select, mode, allow_short)
+    name = f"medicane-{uuid.uuid4().hex}"
+    sent = Model(digest, f"{name}.keras")
+    run = Run(name, sent, files, where, units, select, mode, allow_short)
     blocks = blocks_of(series, positions, sea=sea, length=length, step_hours=step_hours, mode=mode)
     with _connected(scheduler, run, model) as client:
         each = each or _tasks_of(client)
@@ -260,13 +269,16 @@ def find_lows_of_block(run: Run, block: Block) -> Centres:
         from medicane import model as detector
 
         maps = _read(standard, block, run).isel({names.TIME: block.new})
-        return find_lows(
-            maps["msl"].values,
-            block.sea,
-            latitude=maps[names.LATITUDE].values,
-            longitude=maps[names.LONGITUDE].values,
-            max_hpa=Label(**detector.facts_of(network)["label"]).msl_max_hpa,
-        )
+        highest = Label(**detector.facts_of(network)["label"]).msl_max_hpa
+        latitude, longitude = maps[names.LATITUDE].values, maps[names.LONGITUDE].values
+        parts = []
+        for start in range(0, maps.sizes[names.TIME], AT_ONCE):
+            msl = maps["msl"].isel({names.TIME: slice(start, start + AT_ONCE)}).values
+            found = find_lows(
+                msl, block.sea, latitude=latitude, longitude=longitude, max_hpa=highest
+            )
+            parts.append(found._replace(map_index=found.map_index + start))
+        return Centres(*map(np.concatenate, zip(*parts, strict=True)))
 
 
 def label_block(run: Run, block: Block, previous: LastMap | None) -> Labelled:
@@ -299,38 +311,46 @@ def _at_work(run: Run) -> Iterator[tuple[keras.Model, xr.Dataset, xr.DataArray]]
         raise InputError(
             f"worker {worker.address}", f"must have medicane {run.version}", found=__version__
         )
-    threads = worker.state.nthreads
     with (
         _AT_WORK,
         xr.set_options(file_cache_maxsize=OPEN_FILES),
-        dask.config.set(scheduler="threads", num_workers=threads),
+        dask.config.set(scheduler="threads", num_workers=worker.state.nthreads),
     ):
-        yield _opened(run, worker.address, Path(worker.local_directory) / run.model, threads)
+        network = _loaded(run.model)
+        yield network, *_opened(run)
 
 
 @lru_cache(maxsize=2)
-def _opened(
-    run: Run, worker: str, model: Path, threads: int
-) -> tuple[keras.Model, xr.Dataset, xr.DataArray]:
-    """Model, standard fields and channels of a run, opened once in this process."""
-    for file in run.files:
-        if "://" not in file and not os.path.exists(file):
-            raise InputError(
-                f"worker {worker}: {file}",
-                "each worker must see the grids under the path that they have here",
-                found="nothing there",
-            )
+def _loaded(model: Model) -> keras.Model:
+    """A detector, loaded once in this process."""
+    from distributed import get_worker
+
+    worker = get_worker()
     # Read when TensorFlow starts: without it, each worker would take all cores of its machine.
     for variable in ("TF_NUM_INTRAOP_THREADS", "TF_NUM_INTEROP_THREADS"):
-        os.environ.setdefault(variable, str(threads))
+        os.environ.setdefault(variable, str(worker.state.nthreads))
+    from medicane import model as detector
+
+    return detector.load_detector(Path(worker.local_directory) / model.file)
+
+
+@lru_cache(maxsize=2)
+def _opened(run: Run) -> tuple[xr.Dataset, xr.DataArray]:
+    """Standard fields and channels of a run, opened once in this process."""
+    from distributed import get_worker
+
     from medicane import model as detector
     from medicane.pipeline.detection import open_maps
 
-    network = detector.load_detector(model)
-    standard, maps = open_maps(
-        run.files, detector.facts_of(network), units=run.units, select=run.select, where=run.where
-    )
-    return network, standard, maps
+    for file in run.files:
+        if "://" not in file and not os.path.exists(file):
+            raise InputError(
+                f"worker {get_worker().address}: {file}",
+                "each worker must see the grids under the path that they have here",
+                found="nothing there",
+            )
+    facts = detector.facts_of(_loaded(run.model))
+    return open_maps(run.files, facts, units=run.units, select=run.select, where=run.where)
 
 
 _Maps = TypeVar("_Maps", xr.Dataset, xr.DataArray)
@@ -372,7 +392,7 @@ def _connected(address: str, run: Run, model: Path) -> Iterator[Client]:
         if not client.scheduler_info(n_workers=0)["n_workers"]:
             LOG.warning("%s: there is no worker yet: waiting for one", where)
         sent = UploadFile(str(model), load=False)
-        sent.filename = run.model
+        sent.filename = run.model.file
         client.register_plugin(sent, name=run.id)
         yield client
     except ModuleNotFoundError as error:
