@@ -164,7 +164,9 @@ def _open_file(source: str | RangeFile | FsspecStore, kind: str, *, told: str) -
             assert isinstance(source, str)
             _check_classic_length(source, told)
             _check_hdf5_length(source, told)
-            datasets = [xr.open_dataset(source, engine="netcdf4", **options)]
+            with warnings.catch_warnings():  # "hours since 1-1-1", as COARDS writes it
+                warnings.filterwarnings("ignore", "Ambiguous reference date")
+                datasets = [xr.open_dataset(source, engine="netcdf4", **options)]
         path = source if isinstance(source, str) else told
         return [in_blocks(_with_coordinates(ds), path, told=told) for ds in datasets]
     except InputError:
