@@ -71,7 +71,8 @@ class Data(Section):
     catalogue: str | None = "bundled"
     domain: Domain = Domain()
     step_hours: int = Field(6, ge=1, le=24)
-    degrees: float = Field(0.5, gt=0, le=5)
+    #: Spacing of the prepared maps; none keeps the points of the data (the pixels of pictures).
+    degrees: float | None = Field(0.5, gt=0, le=5)
     channels: tuple[str | ChannelFormula, ...] = Field(names.DEFAULT_CHANNELS, min_length=1)
     store: str = "maps.zarr"
     #: Units of variables whose files do not state them, e.g. ``{msl: hPa}``.

@@ -18,6 +18,7 @@ from medicane.labels.catalogue import (
     catalogue_table,
     merge,
     read_catalogue,
+    storms_of_labels,
 )
 
 __all__ = [
@@ -29,6 +30,7 @@ __all__ = [
     "label_times",
     "merge",
     "read_catalogue",
+    "storms_of_labels",
 ]
 
 #: The kind of a time at which storms of different kinds are about.

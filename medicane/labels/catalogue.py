@@ -279,6 +279,42 @@ def merge(catalogue: pd.DataFrame) -> pd.DataFrame:
     return merged.sort_values(["start", "storm", "phase"], kind="stable", ignore_index=True)
 
 
+def storms_of_labels(
+    times: pd.DatetimeIndex, labels: NDArray[np.int8], *, step_hours: int
+) -> pd.DataFrame:
+    """The catalogue that says of each map what its label says: for maps that bring labels.
+
+    Parameters
+    ----------
+    times
+        Shape (time,), strictly increasing.
+    labels
+        Shape (time,): 1, 0 or -1 = unknown.
+    step_hours
+        Two maps with a medicane further apart than this are of two storms.
+
+    Returns
+    -------
+    DataFrame
+        As `read_catalogue`: a run of maps of one label that is not 0 is a row, and those of
+        medicanes are storms, named by their first time.
+    """
+    apart = (np.diff(times) > pd.Timedelta(hours=step_hours)) | (np.diff(labels) != 0)
+    first = np.flatnonzero(np.concatenate([[True], apart]))
+    last = np.append(first[1:], len(labels)) - 1
+    phase_of = {label: phase for phase, label in PHASES.items()}
+    kept = labels[first] != names.NOT_MEDICANE
+    first, last = first[kept], last[kept]
+    return pd.DataFrame(
+        {
+            "storm": [f"{moment:%Y-%m-%dT%H:%M}" for moment in times[first]],
+            "start": times[first],
+            "end": times[last],
+            "phase": [phase_of[int(label)] for label in labels[first]],
+        }
+    ).astype({"storm": str, "phase": str})
+
+
 def bundled_catalogue() -> pd.DataFrame:
     """The catalogue that comes with the package: 25 Mediterranean storms, 1995-2023.
 
