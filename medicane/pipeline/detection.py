@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     import keras
 
     from medicane.phase_space.lows import LastMap
-    from medicane.pipeline.scale_out import Each
+    from medicane.pipeline.cluster import Each
 
 LOG = logging.getLogger(__name__)
 
@@ -65,7 +65,7 @@ def detect(
     scheduler
         Address of a dask scheduler whose workers do the work; see `docs/cluster.md`.
     each
-        Who hands out the tasks of the workers, see `medicane.pipeline.scale_out`.
+        Who hands out the tasks of the workers, see `medicane.pipeline.cluster`.
 
     Raises
     ------

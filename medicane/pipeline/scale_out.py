@@ -5,25 +5,19 @@ numbers for each. The model is sent to each worker once, and opened there once, 
 block reads the maps before it that its windows begin with (and in fused mode those after it that
 they end with), so that a map has the windows that it has in one process. The motion of the lows,
 which goes from map to map, is found first, from the pressure alone.
-
-A task that is lost with its worker is done again by another one: nothing depends on who does it.
 """
 
 from __future__ import annotations
 
 import json
-import logging
-import os
-import threading
 import uuid
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, Literal, NamedTuple, TypeVar
 
-import dask
 import numpy as np
 import pandas as pd
 import xarray as xr
@@ -39,25 +33,25 @@ from medicane.phase_space.lows import (
     follow_lows,
     phase_space_levels,
 )
+from medicane.pipeline.cluster import (
+    Each,
+    at_work,
+    check_visible,
+    connected,
+    everywhere,
+    model_of,
+    tasks_of,
+)
 from medicane.pipeline.summaries import Progress
 from medicane.sequences import contiguous_periods
-from medicane.store import OPEN_FILES
 
 if TYPE_CHECKING:
     import keras
-    from distributed import Client
-
-LOG = logging.getLogger(__name__)
 
 #: Maps that one task labels: a month of hourly ones. The halo adds 2 %, in fused mode 4 %.
 BLOCK = 744
 #: Maps of which the pressure is in memory at once.
 AT_ONCE = 96
-#: Seconds in which a scheduler must answer.
-PATIENCE = 20
-
-#: Does a function for each item of its arguments on the workers: the results, in order.
-Each = Callable[..., Iterable[Any]]
 
 
 @dataclass(frozen=True)
@@ -65,7 +59,7 @@ class Model:
     """A detector that is sent to the workers; each loads it once, whatever it is called."""
 
     digest: str
-    file: str = field(compare=False)
+    sent_as: str = field(compare=False)
 
 
 @dataclass(frozen=True)
@@ -164,13 +158,12 @@ def label_on_workers(
         If no scheduler answers; a worker has no medicane, or another version of it; it does not see
         the files; or what `detection.label_series` raises.
     """
-    files = tuple(_everywhere(file) for file in json.loads(standard.attrs["source_files"]))
+    files = tuple(everywhere(file) for file in json.loads(standard.attrs["source_files"]))
     name = f"medicane-{uuid.uuid4().hex}"
-    sent = Model(digest, f"{name}.keras")
-    run = Run(name, sent, files, where, units, select, mode, allow_short)
+    run = Run(name, Model(digest, name), files, where, units, select, mode, allow_short)
     blocks = blocks_of(series, positions, sea=sea, length=length, step_hours=step_hours, mode=mode)
-    with _connected(scheduler, run, model) as client:
-        each = each or _tasks_of(client)
+    with connected(scheduler, name=name, model=model) as client:
+        each = each or tasks_of(client)
         before = [previous] * len(blocks)
         if phase_space_levels(standard):
             found = each(find_lows_of_block, [run] * (len(blocks) - 1), blocks[:-1])
@@ -258,10 +251,6 @@ def _as_slice(positions: NDArray[np.int64]) -> slice | NDArray[np.int64]:
 
 # --- on a worker ---------------------------------------------------------------------------------
 
-#: Held by the one task of a process that is at work: the NetCDF library is not thread-safe, and a
-#: second block beside the first would take its memory.
-_AT_WORK = threading.Lock()
-
 
 def find_lows_of_block(run: Run, block: Block) -> Centres:
     """The lows of a block's own maps, from their pressure: what the motion of lows is made of."""
@@ -303,19 +292,8 @@ def label_block(run: Run, block: Block, previous: LastMap | None) -> Labelled:
 
 @contextmanager
 def _at_work(run: Run) -> Iterator[tuple[keras.Model, xr.Dataset, xr.DataArray]]:
-    """This process alone on a block, with model and grids open, and no more threads than it has."""
-    from distributed import get_worker
-
-    worker = get_worker()
-    if run.version != __version__:
-        raise InputError(
-            f"worker {worker.address}", f"must have medicane {run.version}", found=__version__
-        )
-    with (
-        _AT_WORK,
-        xr.set_options(file_cache_maxsize=OPEN_FILES),
-        dask.config.set(scheduler="threads", num_workers=worker.state.nthreads),
-    ):
+    """This process alone on a block of a run, with model and grids open."""
+    with at_work(run.version):
         network = _loaded(run.model)
         yield network, *_opened(run)
 
@@ -323,32 +301,18 @@ def _at_work(run: Run) -> Iterator[tuple[keras.Model, xr.Dataset, xr.DataArray]]
 @lru_cache(maxsize=2)
 def _loaded(model: Model) -> keras.Model:
     """A detector, loaded once in this process."""
-    from distributed import get_worker
-
-    worker = get_worker()
-    # Read when TensorFlow starts: without it, each worker would take all cores of its machine.
-    for variable in ("TF_NUM_INTRAOP_THREADS", "TF_NUM_INTEROP_THREADS"):
-        os.environ.setdefault(variable, str(worker.state.nthreads))
     from medicane import model as detector
 
-    return detector.load_detector(Path(worker.local_directory) / model.file)
+    return detector.load_detector(model_of(model.sent_as))
 
 
 @lru_cache(maxsize=2)
 def _opened(run: Run) -> tuple[xr.Dataset, xr.DataArray]:
     """Standard fields and channels of a run, opened once in this process."""
-    from distributed import get_worker
-
     from medicane import model as detector
     from medicane.pipeline.detection import open_maps
 
-    for file in run.files:
-        if "://" not in file and not os.path.exists(file):
-            raise InputError(
-                f"worker {get_worker().address}: {file}",
-                "each worker must see the grids under the path that they have here",
-                found="nothing there",
-            )
+    check_visible(run.files)
     facts = detector.facts_of(_loaded(run.model))
     return open_maps(run.files, facts, units=run.units, select=run.select, where=run.where)
 
@@ -366,65 +330,6 @@ def _read(maps: _Maps, block: Block, run: Run) -> _Maps:
             found=f"other times than {block.times[0]} to {block.times[-1]}",
         )
     return part
-
-
-# --- the cluster ---------------------------------------------------------------------------------
-
-
-@contextmanager
-def _connected(address: str, run: Run, model: Path) -> Iterator[Client]:
-    """A client of the scheduler, with the model on every worker, also on those that come later."""
-    try:
-        from distributed import Client, KilledWorker
-        from distributed.client import FutureCancelledError
-        from distributed.diagnostics.plugin import UploadFile
-    except ImportError as error:
-        raise InputError(
-            "--scheduler", "needs dask.distributed: pip install 'medicane[cluster]'", found=error
-        ) from None
-    where = f"--scheduler {address}"
-    try:
-        # What this process computes for itself, it goes on computing itself.
-        client = Client(address, timeout=PATIENCE, set_as_default=False)
-    except (OSError, ValueError, TypeError) as error:
-        raise InputError(where, "a dask scheduler must answer there", found=error) from error
-    try:
-        if not client.scheduler_info(n_workers=0)["n_workers"]:
-            LOG.warning("%s: there is no worker yet: waiting for one", where)
-        sent = UploadFile(str(model), load=False)
-        sent.filename = run.model.file
-        client.register_plugin(sent, name=run.id)
-        yield client
-    except ModuleNotFoundError as error:
-        if (error.name or "").partition(".")[0] != "medicane":
-            raise
-        raise InputError(
-            where, f"each worker must have medicane {__version__}", found=error
-        ) from None
-    except KilledWorker as error:
-        raise InputError(
-            where, "a worker must have the memory for a block of maps", found=error
-        ) from None
-    except FutureCancelledError as error:
-        raise InputError(where, "the scheduler must not end", found=error) from ConnectionError()
-    finally:
-        with suppress(OSError, TimeoutError):
-            client.unregister_worker_plugin(run.id)
-        client.close()
-
-
-def _tasks_of(client: Client) -> Each:
-    def each(function: Callable[..., Any], *arguments: Sequence[Any]) -> Iterator[Any]:
-        # In order: of several faults, the one that is told is the one that comes first in time.
-        for future in client.map(function, *arguments, pure=False):
-            yield future.result()
-
-    return each
-
-
-def _everywhere(file: str) -> str:
-    """A path that means the same in another folder."""
-    return file if "://" in file else os.path.abspath(file)
 
 
 def _joined(parts: Sequence[xr.Dataset]) -> xr.Dataset:

@@ -1,0 +1,174 @@
+"""A dask cluster as the steps use it: its workers do tasks, and one of each process at a time.
+
+Which cluster it is does not matter: all that is known of it is the address of its scheduler. A task
+that is lost with its worker is done again by another one, so that a task must not depend on who
+does it, nor write anything.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import threading
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import dask
+import xarray as xr
+
+from medicane import __version__
+from medicane.errors import InputError
+from medicane.store import OPEN_FILES
+
+if TYPE_CHECKING:
+    from distributed import Client, Worker
+
+LOG = logging.getLogger(__name__)
+
+#: Seconds in which a scheduler must answer.
+PATIENCE = 20
+
+#: Does a function for each item of its arguments on the workers: the results, in order.
+Each = Callable[..., Iterable[Any]]
+
+# --- here -----------------------------------------------------------------------------------------
+
+
+@contextmanager
+def connected(address: str, *, name: str, model: Path | None = None) -> Iterator[Client]:
+    """A client of the scheduler at an address.
+
+    Parameters
+    ----------
+    name
+        Of what is done: no other run has it.
+    model
+        A file that every worker gets, those that come later too; see `model_of`.
+
+    Raises
+    ------
+    InputError
+        If no scheduler answers, or it ends in the body; if a worker has no medicane, or loses its
+        life at one task again and again.
+    """
+    try:
+        from distributed import Client, KilledWorker
+        from distributed.client import FutureCancelledError
+        from distributed.diagnostics.plugin import UploadFile
+    except ImportError as error:
+        raise InputError(
+            "--scheduler", "needs dask.distributed: pip install 'medicane[cluster]'", found=error
+        ) from None
+    where = f"--scheduler {address}"
+    try:
+        # What this process computes for itself, it goes on computing itself.
+        client = Client(address, timeout=PATIENCE, set_as_default=False)
+    except (OSError, ValueError, TypeError) as error:
+        raise InputError(where, "a dask scheduler must answer there", found=error) from error
+    try:
+        if not client.scheduler_info(n_workers=0)["n_workers"]:
+            LOG.warning("%s: there is no worker yet: waiting for one", where)
+        if model is not None:
+            sent = UploadFile(str(model), load=False)
+            sent.filename = f"{name}.keras"
+            client.register_plugin(sent, name=name)
+        yield client
+    except ModuleNotFoundError as error:
+        if (error.name or "").partition(".")[0] != "medicane":
+            raise
+        law = f"each worker must have medicane {__version__}"
+        raise InputError(where, law, found=error) from None
+    except KilledWorker as error:
+        raise InputError(
+            where, "a worker must have the memory for a block of maps", found=error
+        ) from None
+    except FutureCancelledError as error:
+        raise InputError(where, "the scheduler must not end", found=error) from ConnectionError()
+    finally:
+        with suppress(OSError, TimeoutError):
+            client.unregister_worker_plugin(name)
+        client.close()
+
+
+def tasks_of(client: Client) -> Each:
+    """Tasks of a cluster, as steps hand them out."""
+
+    def each(function: Callable[..., Any], *arguments: Sequence[Any]) -> Iterator[Any]:
+        # In order: of several faults, the one that is told is the one that comes first in time.
+        for future in client.map(function, *arguments, pure=False):
+            yield future.result()
+
+    return each
+
+
+def everywhere(file: str) -> str:
+    """A path that means the same in another folder."""
+    return file if "://" in file else os.path.abspath(file)
+
+
+# --- on a worker ----------------------------------------------------------------------------------
+
+#: Held by the one task of a process that is at work: the NetCDF library is not thread-safe, and a
+#: second block beside the first would take its memory.
+_AT_WORK = threading.Lock()
+
+
+@contextmanager
+def at_work(version: str) -> Iterator[None]:
+    """This process alone on a task, with no more threads and open files than it should have.
+
+    Parameters
+    ----------
+    version
+        Of medicane, where the task was handed out.
+
+    Raises
+    ------
+    InputError
+        If this is another version.
+    """
+    worker = _worker()
+    if version != __version__:
+        raise InputError(
+            f"worker {worker.address}", f"must have medicane {version}", found=__version__
+        )
+    threads = worker.state.nthreads
+    # Read when TensorFlow starts: without it, each worker would take all cores of its machine.
+    for variable in ("TF_NUM_INTRAOP_THREADS", "TF_NUM_INTEROP_THREADS"):
+        os.environ.setdefault(variable, str(threads))
+    with (
+        _AT_WORK,
+        xr.set_options(file_cache_maxsize=OPEN_FILES),
+        dask.config.set(scheduler="threads", num_workers=threads),
+    ):
+        yield
+
+
+def model_of(name: str) -> Path:
+    """The model that was sent to this worker for a run of this name."""
+    return Path(_worker().local_directory) / f"{name}.keras"
+
+
+def check_visible(files: Iterable[str]) -> None:
+    """Refuse files that this worker does not see.
+
+    Raises
+    ------
+    InputError
+        Naming worker and file.
+    """
+    for file in files:
+        if "://" not in file and not os.path.exists(file):
+            raise InputError(
+                f"worker {_worker().address}: {file}",
+                "each worker must see the grids under the path that they have here",
+                found="nothing there",
+            )
+
+
+def _worker() -> Worker:
+    from distributed import get_worker
+
+    return get_worker()
