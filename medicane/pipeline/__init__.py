@@ -11,6 +11,7 @@ from medicane.pipeline.cross_validation import cross_validate
 from medicane.pipeline.demonstration import RECIPES, Demonstrated, Steps, demo
 from medicane.pipeline.detection import detect, probability_strip
 from medicane.pipeline.evaluation import MODEL_NAME, evaluate
+from medicane.pipeline.fetching import fetch
 from medicane.pipeline.promotion import promote, rollback
 from medicane.pipeline.steps import prepare, synthesise, tracking_uri, train
 from medicane.pipeline.study import skill
@@ -20,6 +21,7 @@ from medicane.pipeline.summaries import (
     Decided,
     Detected,
     Evaluated,
+    Fetched,
     Prepared,
     Progress,
     RolledBack,
@@ -36,6 +38,7 @@ __all__ = [
     "Demonstrated",
     "Detected",
     "Evaluated",
+    "Fetched",
     "Prepared",
     "Progress",
     "RolledBack",
@@ -47,6 +50,7 @@ __all__ = [
     "demo",
     "detect",
     "evaluate",
+    "fetch",
     "prepare",
     "probability_strip",
     "promote",

@@ -58,6 +58,20 @@ class Evaluated(Summary):
     table: str
 
 
+class Fetched(Summary):
+    """Months of ERA5 after `fetch`: ``n_new`` of ``n_files`` files were brought, or would be.
+
+    ``asked`` tells, for each of those, what of whom.
+    """
+
+    folder: str
+    n_files: int
+    n_new: int
+    first: str
+    last: str
+    asked: tuple[str, ...]
+
+
 class Detected(Summary):
     """Detections after `detect`.
 
