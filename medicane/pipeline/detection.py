@@ -14,7 +14,7 @@ import xarray as xr
 from numpy.typing import NDArray
 
 from medicane import names
-from medicane.config import ChannelFormula, Domain, Label
+from medicane.config import ChannelFormula, Domain, Label, Precision
 from medicane.errors import InputError
 from medicane.pipeline.summaries import Detected, Progress
 
@@ -23,8 +23,12 @@ if TYPE_CHECKING:
 
     from medicane.phase_space.lows import LastMap
     from medicane.pipeline.cluster import Each
+    from medicane.predict import Encode
 
 LOG = logging.getLogger(__name__)
+
+#: Maps read at once, see `medicane.predict.predict`.
+BLOCK = 96
 
 
 def detect(
@@ -33,6 +37,7 @@ def detect(
     model: str,
     out: str | Path,
     mode: Literal["causal", "fused"] = "causal",
+    precision: Precision = "float32",
     threshold: float | None = None,
     allow_short: bool = False,
     units: dict[str, str] | None = None,
@@ -54,6 +59,8 @@ def detect(
         Folder of ``detections.nc``, ``events.csv`` and ``tracks.csv``.
     mode
         ``causal`` or ``fused``; see `medicane.predict`.
+    precision
+        Of the encoder's arithmetic; see `medicane.runtime.open_encoder`.
     threshold
         Instead of the model's own.
     allow_short
@@ -76,6 +83,7 @@ def detect(
     from medicane import detections as found
     from medicane import experiments
     from medicane import model as detector
+    from medicane.runtime import open_encoder
     from medicane.sequences import at_steps, contiguous_periods
     from medicane.store.commits import writable_folder
     from medicane.store.schema import lows_to_json
@@ -87,13 +95,16 @@ def detect(
     network = detector.load_detector(file.path)
     facts = detector.facts_of(network)
     step_hours, length = int(facts["step_hours"]), int(facts["length"])
+    digest = _digest(file.path)
+    encode = open_encoder(detector.encoder_of(network), digest=digest, precision=precision)
     attributes = {
         "model_uri": file.uri,
         "model_version": file.version,
-        "model_digest": _digest(file.path),
+        "model_digest": digest,
         "threshold": float(facts["threshold"] if threshold is None else threshold),
         "temperature": float(facts.get("temperature", 1.0)),
         "mode": mode,
+        "precision": precision,
         "step_hours": step_hours,
         "store_digest": facts["data_digest"],
         "label_definition": Label(**facts["label"]).model_dump_json(),
@@ -112,10 +123,11 @@ def detect(
     fresh = np.arange(len(times))
     if read is not None:
         before, history = found.read_detections(folder / "detections.nc")
+        before.attrs.setdefault("precision", "float32")  # before there was another one
         found.same_model(
             before,
             attributes,
-            keys=("model_digest", "threshold", "mode"),
+            keys=("model_digest", "threshold", "mode", "precision"),
             where=folder / "detections.nc",
         )
         last = before.indexes[names.TIME][-1]
@@ -151,6 +163,7 @@ def detect(
                 standard,
                 # A series that has begun goes on: a map that comes alone waits for its sequence.
                 allow_none=before is not None,
+                encode=encode,
                 **labelling,
             )
         else:
@@ -231,14 +244,12 @@ def open_maps(
     from medicane.grids import open_grids
     from medicane.standardise import standardise
 
-    formulas = tuple(
-        ChannelFormula(**item) if isinstance(item, dict) else item for item in facts["formulas"]
-    )
+    formulas = _formulas(facts)
     raw = open_grids(inputs, select=select)
     standard = standardise(
         raw,
         domain=Domain(**facts["domain"]),
-        degrees=float(facts["degrees"]),
+        degrees=facts["degrees"],
         units=units or {},
         select=select or {},
         where=where,
@@ -257,17 +268,20 @@ def label_series(
     mode: Literal["causal", "fused"],
     allow_short: bool,
     allow_none: bool,
+    encode: Encode | None = None,
     progress: Progress | None = None,
     where: str,
 ) -> tuple[xr.Dataset, xr.Dataset, LastMap | None]:
     """Probabilities of a series of maps, and where the storm of the new ones among them stands.
+
+    Each block of new maps is read once, for both.
 
     Parameters
     ----------
     series
         Channels, ``(time, channel, latitude, longitude)``; see `medicane.predict.predict`.
     standard
-        The fields of the maps whose lows are wanted.
+        The fields of the new maps, consecutive ones of `series`.
     sea
         True over the sea, shape (latitude, longitude).
     previous
@@ -282,22 +296,64 @@ def label_series(
     LastMap or None
         The lows of the last map.
     """
+    from medicane import channels
     from medicane import model as detector
     from medicane.phase_space.lows import lows_of_dataset
-    from medicane.predict import predict
+    from medicane.predict import Labels, cuts, read_ahead
+    from medicane.store import read_block
 
-    predicted = predict(
+    facts = detector.facts_of(network)
+    formulas, definition = _formulas(facts), Label(**facts["label"])
+    labels = Labels(
         network,
         series,
         mode=mode,
         allow_short=allow_short,
         allow_none=allow_none,
-        progress=progress,
+        encode=encode,
         where=where,
     )
-    definition = Label(**detector.facts_of(network)["label"])
-    lows, last = lows_of_dataset(standard, definition=definition, sea=sea, previous=previous)
-    return predicted, lows, last
+    n, n_new = series.sizes[names.TIME], standard.sizes[names.TIME]
+    known = series.indexes[names.TIME]
+    first = int(known.get_loc(standard.indexes[names.TIME][0])) if n_new else n
+    lows = {f"low_{name}": np.full(n_new, np.nan, np.float32) for name in ("latitude", "longitude")}
+
+    def read(start: int, stop: int) -> tuple[NDArray[np.float32], xr.Dataset | None]:
+        """Maps as the detector takes them, and the fields of the new ones, read once for both."""
+        if not first <= start < first + n_new:
+            return read_block(series, start, stop), None
+        part = standard.isel({names.TIME: slice(start - first, stop - first)})
+        # The thread that reads this block computes it; another one has the next block.
+        part = part.compute(scheduler="synchronous")
+        maps = channels.derive(part, formulas, where=where)
+        return read_block(maps, 0, stop - start), part
+
+    # Variables may be cut in different places: what is most to read is not read twice.
+    largest = max(standard.data_vars.values(), key=lambda field: field.nbytes)
+    blocks = [
+        *((start, min(start + BLOCK, first)) for start in range(0, first, BLOCK)),
+        *((first + start, first + stop) for start, stop in cuts(largest, block=BLOCK)),
+        *((start, min(start + BLOCK, n)) for start in range(first + n_new, n, BLOCK)),
+    ]
+    last = previous
+    for images, part in read_ahead(read, blocks):
+        if part is not None:
+            found, last = lows_of_dataset(part, definition=definition, sea=sea, previous=last)
+            new = slice(labels.taken - first, labels.taken - first + len(images))
+            for name, values in lows.items():
+                values[new] = found[name]
+        labels.take(images)
+        if progress is not None:
+            progress(labels.taken, n)
+    located = {name: (names.TIME, values) for name, values in lows.items()}
+    return labels.dataset(), xr.Dataset(located, {names.TIME: standard[names.TIME]}), last
+
+
+def _formulas(facts: Mapping[str, Any]) -> tuple[str | ChannelFormula, ...]:
+    """The channels of a model, as `medicane.channels` takes them."""
+    return tuple(
+        ChannelFormula(**item) if isinstance(item, dict) else item for item in facts["formulas"]
+    )
 
 
 def probability_strip(path: Path, *, days: int = 60) -> str:
