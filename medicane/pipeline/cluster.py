@@ -119,6 +119,8 @@ _AT_WORK = threading.Lock()
 def at_work(version: str) -> Iterator[None]:
     """This process alone on a task, with no more threads and open files than it should have.
 
+    The files stay open from task to task, and so does the bound on their number.
+
     Parameters
     ----------
     version
@@ -135,14 +137,13 @@ def at_work(version: str) -> Iterator[None]:
             f"worker {worker.address}", f"must have medicane {version}", found=__version__
         )
     threads = worker.state.nthreads
-    # Read when TensorFlow starts: without it, each worker would take all cores of its machine.
-    for variable in ("TF_NUM_INTRAOP_THREADS", "TF_NUM_INTEROP_THREADS"):
+    # Read when TensorFlow or OpenVINO starts, which would take all cores of the machine otherwise.
+    for variable in ("TF_NUM_INTRAOP_THREADS", "TF_NUM_INTEROP_THREADS", "OMP_NUM_THREADS"):
         os.environ.setdefault(variable, str(threads))
-    with (
-        _AT_WORK,
-        xr.set_options(file_cache_maxsize=OPEN_FILES),
-        dask.config.set(scheduler="threads", num_workers=threads),
-    ):
+    with _AT_WORK, dask.config.set(scheduler="threads", num_workers=threads):
+        # For good: a cache that shrinks closes files, and closes them behind the library's lock.
+        if xr.get_options()["file_cache_maxsize"] != OPEN_FILES:
+            xr.set_options(file_cache_maxsize=OPEN_FILES)
         yield
 
 

@@ -24,7 +24,7 @@ import xarray as xr
 from numpy.typing import NDArray
 
 from medicane import __version__, names
-from medicane.config import Label
+from medicane.config import Label, Precision
 from medicane.errors import InputError
 from medicane.phase_space.lows import (
     Centres,
@@ -48,6 +48,8 @@ from medicane.sequences import contiguous_periods
 if TYPE_CHECKING:
     import keras
 
+    from medicane.predict import Encode
+
 #: Maps that one task labels: a month of hourly ones. The halo adds 2 %, in fused mode 4 %.
 BLOCK = 744
 #: Maps of which the pressure is in memory at once.
@@ -59,6 +61,7 @@ class Model:
     """A detector that is sent to the workers; each loads it once, whatever it is called."""
 
     digest: str
+    precision: Precision
     sent_as: str = field(compare=False)
 
 
@@ -121,6 +124,7 @@ def label_on_workers(
     each: Each | None = None,
     model: Path,
     digest: str,
+    precision: Precision,
     length: int,
     step_hours: int,
     positions: NDArray[np.int64],
@@ -145,6 +149,8 @@ def label_on_workers(
         Who hands the tasks out, if it is not this function.
     model, digest
         The detector's file.
+    precision
+        Of the encoder's arithmetic; see `medicane.runtime.open_encoder`.
     length, step_hours
         Of its sequences.
     positions
@@ -160,7 +166,8 @@ def label_on_workers(
     """
     files = tuple(everywhere(file) for file in json.loads(standard.attrs["source_files"]))
     name = f"medicane-{uuid.uuid4().hex}"
-    run = Run(name, Model(digest, name), files, where, units, select, mode, allow_short)
+    sent = Model(digest, precision, name)
+    run = Run(name, sent, files, where, units, select, mode, allow_short)
     blocks = blocks_of(series, positions, sea=sea, length=length, step_hours=step_hours, mode=mode)
     with connected(scheduler, name=name, model=model) as client:
         each = each or tasks_of(client)
@@ -254,7 +261,7 @@ def _as_slice(positions: NDArray[np.int64]) -> slice | NDArray[np.int64]:
 
 def find_lows_of_block(run: Run, block: Block) -> Centres:
     """The lows of a block's own maps, from their pressure: what the motion of lows is made of."""
-    with _at_work(run) as (network, standard, _):
+    with _at_work(run) as (network, _, standard, _):
         from medicane import model as detector
 
         maps = _read(standard, block, run).isel({names.TIME: block.new})
@@ -272,7 +279,7 @@ def find_lows_of_block(run: Run, block: Block) -> Centres:
 
 def label_block(run: Run, block: Block, previous: LastMap | None) -> Labelled:
     """Label the own maps of a block; `previous` has the lows of the map before them."""
-    with _at_work(run) as (network, standard, maps):
+    with _at_work(run) as (network, encode, standard, maps):
         from medicane.pipeline.detection import follow_on, label_series
 
         series = _read(maps, block, run)
@@ -284,6 +291,7 @@ def label_block(run: Run, block: Block, previous: LastMap | None) -> Labelled:
             previous=previous,
             mode=run.mode,
             allow_short=run.allow_short,
+            encode=encode,
             allow_none=True,  # whether there is a sequence at all was asked of the whole series
             where=run.where,
         )
@@ -291,19 +299,23 @@ def label_block(run: Run, block: Block, previous: LastMap | None) -> Labelled:
 
 
 @contextmanager
-def _at_work(run: Run) -> Iterator[tuple[keras.Model, xr.Dataset, xr.DataArray]]:
+def _at_work(
+    run: Run,
+) -> Iterator[tuple[keras.Model, Encode | None, xr.Dataset, xr.DataArray]]:
     """This process alone on a block of a run, with model and grids open."""
     with at_work(run.version):
-        network = _loaded(run.model)
-        yield network, *_opened(run)
+        yield *_loaded(run.model), *_opened(run)
 
 
 @lru_cache(maxsize=2)
-def _loaded(model: Model) -> keras.Model:
-    """A detector, loaded once in this process."""
+def _loaded(model: Model) -> tuple[keras.Model, Encode | None]:
+    """A detector and what runs its encoder, loaded once in this process."""
     from medicane import model as detector
+    from medicane.runtime import open_encoder
 
-    return detector.load_detector(model_of(model.sent_as))
+    network = detector.load_detector(model_of(model.sent_as))
+    encoder = detector.encoder_of(network)
+    return network, open_encoder(encoder, digest=model.digest, precision=model.precision)
 
 
 @lru_cache(maxsize=2)
@@ -313,7 +325,7 @@ def _opened(run: Run) -> tuple[xr.Dataset, xr.DataArray]:
     from medicane.pipeline.detection import open_maps
 
     check_visible(run.files)
-    facts = detector.facts_of(_loaded(run.model))
+    facts = detector.facts_of(_loaded(run.model)[0])
     return open_maps(run.files, facts, units=run.units, select=run.select, where=run.where)
 
 
