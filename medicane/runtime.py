@@ -145,7 +145,7 @@ def open_encoder(
             raise InputError(
                 "--precision",
                 "int8 needs a check that it leaves the scores of this model as they are: "
-                "medicane precision --config CONFIG --model MODEL",
+                "medicane check-precision --config CONFIG --model MODEL",
                 found="no check of this model" if verdict is None else "a check that failed",
             )
         entry = _entry(digest, quantised=True)

@@ -43,6 +43,43 @@ def compare(
 
 
 @app.command
+def check_precision(
+    *,
+    config: ConfigFile,
+    model: str | None = None,
+    precision: Literal["bfloat16", "int8"] = "int8",
+) -> None:
+    """Make a model's encoder in a lower precision, and see whether its skill stays.
+
+    int8 is calibrated on training maps. `medicane detect --precision int8` asks for this check.
+
+    Example: medicane check-precision --config config/era5.yaml --model models:/medicane@champion
+
+    Parameters
+    ----------
+    config
+        The configuration, a YAML file, of the map store that the model was trained on.
+    model
+        A model URI or .keras file; by default the registered challenger.
+    precision
+        int8 or bfloat16.
+    """
+    from medicane import pipeline
+    from medicane.config import load_config
+
+    settings = load_config(config)
+    start_keras()
+    done = pipeline.check_precision(settings, model=model, precision=precision)
+    moved = "\n".join(
+        f"{name:10} {score['before']:.4f} in float32, {score['after']:.4f} in {done.precision}: "
+        f"moved by {score['difference']:.2g} of {score['allowed']:.2g} allowed"
+        for name, score in done.scores.items()
+    )
+    verdict = "passed" if done.passed else "failed: detect refuses it"
+    say(f"{moved}\n{done.precision:10} {verdict}\nwritten    {done.verdict}")
+
+
+@app.command
 def cross_validate(
     *, config: ConfigFile, by: Literal["storm", "year"], folds: int | None = None
 ) -> None:

@@ -180,6 +180,7 @@ def detect(
     model: str,
     out: str,
     mode: Literal["causal", "fused"] = "causal",
+    precision: Literal["float32", "bfloat16", "int8"] = "float32",
     threshold: float | None = None,
     allow_short: Annotated[bool, Parameter(negative=())] = False,
     units: dict[str, str] | None = None,
@@ -201,6 +202,8 @@ def detect(
         Folder of the detections.
     mode
         causal: the label of a map uses earlier maps only; fused: all windows vote, for archives.
+    precision
+        Of the encoder. Other than float32 needs the extra fast; int8 'medicane check-precision'.
     threshold
         Probability from which a map is a detection; by default the model's own.
     allow_short
@@ -226,6 +229,7 @@ def detect(
             model=model,
             out=out,
             mode=mode,
+            precision=precision,
             threshold=threshold,
             allow_short=allow_short,
             units=units,

@@ -12,6 +12,7 @@ from medicane.pipeline.demonstration import RECIPES, Demonstrated, Steps, demo
 from medicane.pipeline.detection import detect, probability_strip
 from medicane.pipeline.evaluation import MODEL_NAME, evaluate
 from medicane.pipeline.fetching import fetch
+from medicane.pipeline.precision import check_precision
 from medicane.pipeline.promotion import promote, rollback
 from medicane.pipeline.steps import prepare, synthesise, tracking_uri, train
 from medicane.pipeline.study import skill
@@ -22,6 +23,7 @@ from medicane.pipeline.summaries import (
     Detected,
     Evaluated,
     Fetched,
+    PrecisionChecked,
     Prepared,
     Progress,
     RolledBack,
@@ -39,12 +41,14 @@ __all__ = [
     "Detected",
     "Evaluated",
     "Fetched",
+    "PrecisionChecked",
     "Prepared",
     "Progress",
     "RolledBack",
     "Steps",
     "Summary",
     "Trained",
+    "check_precision",
     "compare",
     "cross_validate",
     "demo",

@@ -95,7 +95,7 @@ def detect(
     network = detector.load_detector(file.path)
     facts = detector.facts_of(network)
     step_hours, length = int(facts["step_hours"]), int(facts["length"])
-    digest = _digest(file.path)
+    digest = file_digest(file.path)
     encode = open_encoder(detector.encoder_of(network), digest=digest, precision=precision)
     attributes = {
         "model_uri": file.uri,
@@ -357,6 +357,11 @@ def _formulas(facts: Mapping[str, Any]) -> tuple[str | ChannelFormula, ...]:
     )
 
 
+def file_digest(path: Path) -> str:
+    """What tells a model file from every other: the attribute ``model_digest`` of detections."""
+    return "sha256:" + hashlib.sha256(path.read_bytes()).hexdigest()
+
+
 def probability_strip(path: Path, *, days: int = 60) -> str:
     """The last days of ``detections.nc`` as text: one mark a day, and the events among them.
 
@@ -387,10 +392,6 @@ def probability_strip(path: Path, *, days: int = 60) -> str:
 
 
 # --------------------------------------------------------------------------------------------------
-
-
-def _digest(path: Path) -> str:
-    return "sha256:" + hashlib.sha256(path.read_bytes()).hexdigest()
 
 
 def follow_on(history: xr.DataArray, maps: xr.DataArray) -> xr.DataArray:

@@ -15,12 +15,14 @@ from medicane import names
 from medicane.config import Config
 from medicane.errors import InputError
 from medicane.pipeline.cards import MODEL_CARD, card_text
+from medicane.pipeline.detection import file_digest
 from medicane.pipeline.summaries import Evaluated
 
 if TYPE_CHECKING:
     import keras
 
     from medicane.evaluate import ScoredForecasts
+    from medicane.predict import Encode
 
 LOG = logging.getLogger(__name__)
 
@@ -53,7 +55,7 @@ def evaluate(
         If the model was trained on other data than the store holds, or on other channels.
     """
     from medicane import evaluate as verification
-    from medicane import experiments, report
+    from medicane import experiments, report, runtime
     from medicane import model as detector
     from medicane.sequences import split_times
     from medicane.store import maps_where, open_store
@@ -69,8 +71,22 @@ def evaluate(
         store.indexes[names.TIME], store["medicane"].values, store["storm"].values, config=config
     )
     chosen = maps_where(store, masks[split])
+    encode = None
+    if config.detect.precision != "float32":
+        encode = runtime.open_encoder(
+            detector.encoder_of(network),
+            digest=file_digest(file.path),
+            precision=config.detect.precision,
+        )
     scored, predicted = forecast_split(
-        config, store, network, masks=masks, split=split, baselines=True, model_uri=file.pinned
+        config,
+        store,
+        network,
+        masks=masks,
+        split=split,
+        baselines=True,
+        encode=encode,
+        model_uri=file.pinned,
     )
     scores = verification.verify(
         scored.times,
@@ -93,7 +109,7 @@ def evaluate(
         "Label definition": config.label.version,
         "Threshold": f"{scores['threshold']:.4g}",
         "Temperature": f"{facts.get('temperature', 1.0):.3g}",
-        "Mode": config.detect.mode,
+        "Mode": f"{config.detect.mode}, {config.detect.precision}",
         "Software": f"medicane {facts['software_version']}",
     }
     page = report.write_report(
@@ -140,6 +156,7 @@ def forecast_split(
     masks: Mapping[str, NDArray[np.bool_]],
     split: str,
     baselines: bool,
+    encode: Encode | None = None,
     model_uri: str = "",
 ) -> tuple[ScoredForecasts, xr.Dataset]:
     """What a model says of the maps of a split, and the labels to score it with.
@@ -156,6 +173,8 @@ def forecast_split(
         The mask that is predicted.
     baselines
         Add the physical rule and climatology, fitted on the other two splits.
+    encode
+        What runs the encoder; by default Keras.
     model_uri
         Told by the file.
 
@@ -176,7 +195,9 @@ def forecast_split(
 
     facts = detector.facts_of(network)
     chosen = maps_where(store, masks[split])
-    predicted = predict(network, chosen["maps"], mode=config.detect.mode, where=config.data.store)
+    predicted = predict(
+        network, chosen["maps"], mode=config.detect.mode, encode=encode, where=config.data.store
+    )
     located = "low_latitude" in chosen
     forecasts = {
         MODEL_NAME: verification.Forecast(
@@ -207,6 +228,7 @@ def forecast_split(
         attributes={
             "model_uri": model_uri,
             "mode": config.detect.mode,
+            "precision": config.detect.precision,
             "step_hours": config.data.step_hours,
             "label_version": config.label.version,
             "data_digest": str(store.attrs.get("content_digest", "")),

@@ -100,6 +100,17 @@ class Compared(Summary):
     out: str | None
 
 
+class PrecisionChecked(Summary):
+    """Whether the scores of a model stay in a lower precision; ``verdict`` is the JSON file."""
+
+    model_uri: str
+    precision: str
+    passed: bool
+    scores: dict[str, dict[str, float]]
+    verdict: str
+    run_id: str | None
+
+
 class Decided(Summary):
     """Whether a challenger became champion, and why."""
 
