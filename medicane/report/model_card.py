@@ -102,12 +102,12 @@ def model_card(
 
 
 def _area(facts: Mapping[str, Any]) -> str:
-    box = facts.get("domain") or {}
+    degrees, box = facts.get("degrees"), facts.get("domain") or {}
+    spacing = "the points of the data" if degrees is None else f"{degrees}°"
     if not box:
-        return f"{facts.get('degrees')}°"
+        return spacing
     return (
-        f"{box['south']:g} to {box['north']:g}°N, {box['west']:g} to {box['east']:g}°E, "
-        f"{facts.get('degrees')}°"
+        f"{box['south']:g} to {box['north']:g}°N, {box['west']:g} to {box['east']:g}°E, {spacing}"
     )
 
 
