@@ -1,7 +1,7 @@
 """What a speed claim is: two sides measured in turn in one run, their ratio and its spread.
 
-A benchmark is a module with ``measure(small: bool) -> Iterator[Claim]``; as a script it prints one
-line of JSON a claim. ``python -m benchmarks`` (``make bench``) runs all of them, each in a process
+A benchmark is a module with ``measure(small: bool) -> Iterator[Claim | Curve]``; as a script it
+prints one line of JSON for each. ``python -m benchmarks`` (``make bench``) runs all of them, each in a process
 of its own, and writes ``docs/performance.md``.
 """
 
@@ -46,6 +46,16 @@ class Claim:
     high: float | None = None
     target: float | None = None
     note: str = ""
+
+
+@dataclass(frozen=True)
+class Curve:
+    """Cost against size: ``points`` are (size in `unit`, seconds), on so many `cores`."""
+
+    claim: str
+    unit: str
+    points: list[tuple[float, float]]
+    cores: int
 
 
 def side_by_side(
@@ -103,14 +113,19 @@ def machine() -> dict[str, Any]:
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
     return {
         "processor": model,
-        "cores": len(os.sched_getaffinity(0)),
+        "cores": cores(),
         "memory_gib": round(memory, 1),
         "python": platform.python_version(),
         "load_before": os.getloadavg()[0],
     }
 
 
-def main(measure: Callable[[bool], Iterator[Claim]]) -> None:
+def cores() -> int:
+    """Cores that this process may use."""
+    return len(os.sched_getaffinity(0))
+
+
+def main(measure: Callable[[bool], Iterator[Claim | Curve]]) -> None:
     """Run one benchmark as a script: one line of JSON a claim."""
     parser = argparse.ArgumentParser(description=(measure.__doc__ or "").splitlines()[0])
     parser.add_argument("--small", action="store_true", help="seconds, to see that it works")
