@@ -1,8 +1,8 @@
 """What a speed claim is: two sides measured in turn in one run, their ratio and its spread.
 
 A benchmark is a module with ``measure(small: bool) -> Iterator[Claim | Curve]``; as a script it
-prints one line of JSON for each. ``python -m benchmarks`` (``make bench``) runs all of them, each in a process
-of its own, and writes ``docs/performance.md``.
+prints one line of JSON for each. ``python -m benchmarks`` (``make bench``) runs all of them, each
+in a process of its own, and writes ``docs/performance.md``.
 """
 
 from __future__ import annotations
