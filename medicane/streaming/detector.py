@@ -22,7 +22,7 @@ from medicane import __version__, names
 from medicane import model as detector
 from medicane.channels import check_whole
 from medicane.errors import InputError
-from medicane.predict import Network
+from medicane.predict import Encode, Network
 from medicane.sequences import elapsed_seconds
 from medicane.store.commits import sole_writer
 
@@ -77,6 +77,9 @@ class StreamingDetector:
     carry_state
         Carry the state of the recurrent layer on from map to map, instead of reading a window of
         features anew for each: another function, see `medicane.streaming`.
+    encode
+        What runs the encoder, as for `predict`; by default Keras. What it has made is part of what
+        is kept: another one is for a new series.
     where
         What error messages call the series.
 
@@ -88,7 +91,12 @@ class StreamingDetector:
     """
 
     def __init__(
-        self, model: keras.Model, *, carry_state: bool = False, where: object = "maps"
+        self,
+        model: keras.Model,
+        *,
+        carry_state: bool = False,
+        encode: Encode | None = None,
+        where: object = "maps",
     ) -> None:
         facts = detector.facts_of(model)
         self._model, self._where = model, where
@@ -97,7 +105,7 @@ class StreamingDetector:
         self._head = _carried_head(model, where) if carry_state else None
         # With its state carried, the network needs nothing but the newest map.
         length = 1 if carry_state else self._length
-        self._network = Network(model, length=length, mode="causal", batch=1)
+        self._network = Network(model, length=length, mode="causal", batch=1, encode=encode)
         self._shape: tuple[int, ...] | None = None
         self._axes: dict[str, np.ndarray] = {}
         self._last: Any = None  # time of the last map

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
@@ -18,7 +19,7 @@ from medicane import names
 from medicane.errors import InputError
 from medicane.evaluate import resample_blocks, with_interval
 from medicane.evaluate.intervals import Resampling, resampled_average_precision
-from medicane.predict import BLOCK, Network, channels_last, predict
+from medicane.predict import BLOCK, Encode, predict
 from medicane.sequences import contiguous_periods
 
 if TYPE_CHECKING:
@@ -35,6 +36,7 @@ def carried_drift(
     store: xr.Dataset,
     *,
     lengths: int = 8,
+    encode: Encode | None = None,
     block: int = BLOCK,
     n_resamples: int = 1000,
     where: object = "store",
@@ -52,11 +54,11 @@ def carried_drift(
         this costs is what the table shows.
     store
         ``maps(time, channel, latitude, longitude)``, ``medicane(time)`` and, for the intervals,
-        ``storm(time)``: a prepared store, or a split of it. The maps are read and encoded twice.
+        ``storm(time)``: a prepared store, or a split of it.
     lengths
         How long the state is carried, in lengths of the longest sequence of the training.
-    block
-        Maps held in memory at once; the features of a whole period are.
+    encode, block
+        As for `predict`. The features of a whole period are held in memory.
     n_resamples
         Of the block bootstrap behind the intervals.
 
@@ -88,13 +90,16 @@ def carried_drift(
             f"maps {step_hours} h apart without a gap",
             found=f"{max((p.stop - p.start for p in periods), default=0)} at most",
         )
+    run = encode or functools.partial(detector.encoder_of(model).predict, verbose=0)
     carried, windowed = [], []
     for period in long_enough:
         maps = store["maps"].isel({names.TIME: period})
-        features = _features(model, maps, block=block)
-        carried.append(_carried(head, features, length=length, lengths=lengths))
-        labelled = predict(model, maps, allow_short=True, block=block, where=where)
+        features: list[np.ndarray] = []
+        labelled = predict(
+            model, maps, allow_short=True, encode=_kept(run, features), block=block, where=where
+        )
         windowed.append(labelled["logit"].values[young:])
+        carried.append(_carried(head, np.concatenate(features), length=length, lengths=lengths))
     chosen = np.concatenate([np.arange(p.start + young, p.stop) for p in long_enough])
     return _table(
         np.concatenate(carried, axis=1),
@@ -105,14 +110,14 @@ def carried_drift(
     )
 
 
-def _features(model: keras.Model, maps: xr.DataArray, *, block: int) -> np.ndarray:
-    """Of each map of a period, (map, F)."""
-    network, n = Network(model, length=1, mode="causal"), maps.sizes[names.TIME]
-    found = []
-    for start in range(0, n, block):
-        network.read(channels_last(maps.isel({names.TIME: slice(start, start + block)})))
-        found.append(network.features)
-    return np.concatenate(found)
+def _kept(run: Encode, features: list[np.ndarray]) -> Encode:
+    """The encoder, its features kept: each map is read and encoded once for both forms."""
+
+    def encode(images: np.ndarray) -> np.ndarray:
+        features.append(run(images))
+        return features[-1]
+
+    return encode
 
 
 def _carried(head: keras.Model, features: np.ndarray, *, length: int, lengths: int) -> np.ndarray:
