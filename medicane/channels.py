@@ -23,7 +23,7 @@ from scipy.ndimage import uniform_filter1d
 from medicane import names
 from medicane.config import ChannelFormula
 from medicane.errors import InputError
-from medicane.standardise import holds, land_sea_mask
+from medicane.standardise import CELLS_AT_ONCE, holds, land_sea_mask
 
 Fields = NDArray[np.floating[Any]]
 
@@ -304,13 +304,17 @@ def derive(
     )
 
     def stacked(*blocks: Fields) -> Fields:
-        held = dict(zip(fields, blocks, strict=True))
         shape = np.broadcast_shapes(*(block.shape for block in blocks))
         out = np.empty((*shape[:-2], len(formulas), *shape[-2:]), np.float32)
-        for i, (name, tree) in enumerate(formulas.items()):
-            # A division by a field that is zero somewhere gives inf, which the store refuses.
-            with np.errstate(divide="ignore", invalid="ignore"):
-                out[..., i, :, :] = _value(tree, held, grid, where=name)
+        at_once = max(CELLS_AT_ONCE // (shape[-2] * shape[-1]), 1)
+        for start in range(0, shape[0], at_once):
+            part = slice(start, start + at_once)
+            parts = (block[part] if block.ndim == len(shape) else block for block in blocks)
+            held = dict(zip(fields, parts, strict=True))
+            for i, (name, tree) in enumerate(formulas.items()):
+                # A division by a field that is zero somewhere gives inf, which the store refuses.
+                with np.errstate(divide="ignore", invalid="ignore"):
+                    out[part, i] = _value(tree, held, grid, where=name)
         return out
 
     space = [names.LATITUDE, names.LONGITUDE]

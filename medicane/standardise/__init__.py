@@ -24,6 +24,9 @@ from medicane.standardise.units import factor, factor_of
 from medicane.standardise.variables import LEVEL_NAMES, check_directions, chosen, source_of
 from medicane.standardise.variables import holds as holds
 
+#: Cells of a field that are worked on at once: what stays in the processor's cache.
+CELLS_AT_ONCE = 2**16
+
 #: What a value can be, in the units of `names`: outside it, units or packing are wrong.
 PLAUSIBLE = {
     "msl": (85_000.0, 110_000.0),
@@ -105,7 +108,13 @@ def standardise(
     out = {}
     for name, (source, scale, offset) in ready.factors.items():
         convert = functools.partial(
-            _convert, scale=scale, offset=offset, remap=way.remap, name=name, where=where
+            _convert,
+            scale=scale,
+            offset=offset,
+            remap=way.remap,
+            space=len(way.dimensions),
+            name=name,
+            where=where,
         )
         _on_maps(convert, first_map[source], way).compute()
         out[name] = _on_maps(convert, taken[source], way).assign_attrs(_attributes(name))
@@ -264,15 +273,25 @@ def _convert(
     scale: float,
     offset: float,
     remap: Callable[[np.ndarray], np.ndarray] | None,
+    space: int,
     name: str,
     where: str,
 ) -> np.ndarray:
     """Units, spacing and type of a block of maps (…, latitude, longitude), then a last look."""
-    if remap is not None:
-        maps = remap(maps)
-    if (scale, offset) != (1.0, 0.0):
-        maps = np.multiply(maps, scale, dtype=np.float64) + offset
-    maps = np.asarray(maps, dtype=np.float32)
+
+    def converted(maps: np.ndarray) -> np.ndarray:
+        if remap is not None:
+            maps = remap(maps)
+        if (scale, offset) != (1.0, 0.0):
+            maps = np.multiply(maps, scale, dtype=np.float64) + offset
+        return np.asarray(maps, dtype=np.float32)
+
+    if maps.ndim > space:
+        at_once = max(CELLS_AT_ONCE * len(maps) // max(maps.size, 1), 1)
+        starts = range(0, max(len(maps), 1), at_once)
+        maps = np.concatenate([converted(maps[start : start + at_once]) for start in starts])
+    else:
+        maps = converted(maps)
     if maps.size:
         low, high = PLAUSIBLE[name]
         least, most = np.fmin.reduce(maps, axis=None), np.fmax.reduce(maps, axis=None)
