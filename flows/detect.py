@@ -1,10 +1,13 @@
-"""The flow ``detect``: new grids in, probabilities and events out."""
+"""The flow ``detect``: new grids in, probabilities and events out, here or on a dask cluster."""
 
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from prefect import flow, task
 from prefect.artifacts import create_markdown_artifact
+from prefect.cache_policies import NO_CACHE
+from prefect.utilities.annotations import quote
 from pydantic import Field
 
 from flows.retries import ON_IO_FAULT
@@ -33,6 +36,46 @@ def label_new_maps(
     )
 
 
+@task(**ON_IO_FAULT, cache_policy=NO_CACHE)
+def label_month(function: Callable[..., Any], arguments: Sequence[Any]) -> Any:
+    """What one worker does of an archive: a block of a month of hourly maps, a few numbers each."""
+    return function(*arguments)
+
+
+@flow(name="detect-on-dask")
+def label_archive(
+    inputs: list[str],
+    model: str,
+    out: Path,
+    mode: Literal["causal", "fused"],
+    threshold: float | None,
+    allow_short: bool,
+    tracking_uri: str | None,
+    scheduler: str,
+) -> pipeline.Detected:
+    """Each block of time a task on a worker of the cluster, and one series of all of them."""
+
+    def each(function: Callable[..., Any], *arguments: Sequence[Any]) -> Iterator[Any]:
+        handed_out = [
+            label_month.with_options(name=function.__name__).submit(function, quote(one))
+            for one in zip(*arguments, strict=True)
+        ]
+        for future in handed_out:
+            yield future.result()
+
+    return pipeline.detect(
+        inputs,
+        model=model,
+        out=out,
+        mode=mode,
+        threshold=threshold,
+        allow_short=allow_short,
+        tracking=tracking_uri,
+        scheduler=scheduler,
+        each=each,
+    )
+
+
 @flow(name="detect")
 def detect(
     inputs: Annotated[list[str], Field(min_length=1)],
@@ -42,6 +85,7 @@ def detect(
     threshold: Annotated[float, Field(gt=0, lt=1)] | None = None,
     allow_short: bool = False,
     tracking_uri: str | None = None,
+    scheduler: str | None = None,
 ) -> pipeline.Detected:
     """Label new grids; a later run adds only the new times.
 
@@ -61,8 +105,18 @@ def detect(
         Label fewer maps than one sequence with the shorter history they have.
     tracking_uri
         Where the model is registered; by default what the environment says.
+    scheduler
+        Address of a dask scheduler whose workers label an archive, a task for each month or so of
+        maps; by default it is one task here.
     """
-    detected = label_new_maps(inputs, model, out, mode, threshold, allow_short, tracking_uri)
+    wanted = (inputs, model, out, mode, threshold, allow_short, tracking_uri)
+    if scheduler is None:
+        detected = label_new_maps(*wanted)
+    else:
+        from prefect_dask import DaskTaskRunner
+
+        runner: Any = DaskTaskRunner(address=scheduler)
+        detected = label_archive.with_options(task_runner=runner)(*wanted, scheduler)
     create_markdown_artifact(
         key="probability-strip",
         markdown=pipeline.probability_strip(Path(detected.detections)),

@@ -10,7 +10,8 @@ from __future__ import annotations
 import logging
 import os
 import threading
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -29,6 +30,8 @@ LOG = logging.getLogger(__name__)
 
 #: Seconds in which a scheduler must answer.
 PATIENCE = 20
+#: Tasks that each worker has or has done, and nobody has taken yet.
+AHEAD = 4
 
 #: Does a function for each item of its arguments on the workers: the results, in order.
 Each = Callable[..., Iterable[Any]]
@@ -93,12 +96,20 @@ def connected(address: str, *, name: str, model: Path | None = None) -> Iterator
 
 
 def tasks_of(client: Client) -> Each:
-    """Tasks of a cluster, as steps hand them out."""
+    """Tasks of a cluster, as steps hand them out: some for each worker ahead of what is taken.
 
-    def each(function: Callable[..., Any], *arguments: Sequence[Any]) -> Iterator[Any]:
+    Results wait in the memory of the workers; there are no more of them than tasks ahead.
+    """
+
+    def each(function: Callable[..., Any], *arguments: Iterable[Any]) -> Iterator[Any]:
         # In order: of several faults, the one that is told is the one that comes first in time.
-        for future in client.map(function, *arguments, pure=False):
-            yield future.result()
+        waiting: deque[Any] = deque()
+        for one in zip(*arguments, strict=True):
+            waiting.append(client.submit(function, *one, pure=False))
+            if len(waiting) >= AHEAD * max(1, client.scheduler_info(n_workers=0)["n_workers"]):
+                yield waiting.popleft().result()
+        while waiting:
+            yield waiting.popleft().result()
 
     return each
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import json
 import uuid
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import lru_cache
@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Literal, NamedTuple, TypeVar
 import numpy as np
 import pandas as pd
 import xarray as xr
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 
 from medicane import __version__, names
 from medicane.config import Label, Precision
@@ -171,14 +171,14 @@ def label_on_workers(
     blocks = blocks_of(series, positions, sea=sea, length=length, step_hours=step_hours, mode=mode)
     with connected(scheduler, name=name, model=model) as client:
         each = each or tasks_of(client)
-        before = [previous] * len(blocks)
+        runs = [run] * len(blocks)
+        before: Iterable[LastMap | None] = [previous] * len(blocks)
         if phase_space_levels(standard):
-            found = each(find_lows_of_block, [run] * (len(blocks) - 1), blocks[:-1])
-            for k, centres in enumerate(found):
-                times = blocks[k].times[blocks[k].new]
-                _, before[k + 1] = follow_lows(centres, times, previous=before[k])
-        labelled = []
-        for one in each(label_block, [run] * len(blocks), blocks, before):
+            found = each(find_lows_of_block, runs[1:], blocks[:-1])
+            times = [block.times[block.new] for block in blocks]
+            before = followed(found, times, previous=previous)
+        labelled: list[Labelled] = []
+        for one in each(label_block, runs, blocks, before):
             labelled.append(one)
             if progress is not None:
                 progress(sum(one.predicted.sizes[names.TIME] for one in labelled), len(series))
@@ -187,6 +187,26 @@ def label_on_workers(
         _joined([one.lows for one in labelled]),
         labelled[-1].last,
     )
+
+
+def followed(
+    found: Iterable[Centres], times: Iterable[ArrayLike], *, previous: LastMap | None
+) -> Iterator[LastMap | None]:
+    """The lows that lead up to each block, told as soon as those of the block before are found.
+
+    Parameters
+    ----------
+    found
+        The lows of each block; those of the last one are not asked for.
+    times
+        Of the maps of each block.
+    previous
+        The lows before the first block.
+    """
+    yield previous
+    for centres, moments in zip(found, times, strict=False):
+        _, previous = follow_lows(centres, moments, previous=previous)
+        yield previous
 
 
 def blocks_of(

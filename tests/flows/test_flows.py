@@ -51,6 +51,7 @@ TASKS = [
     train_room.fit,
     train_room.score,
     detect_room.label_new_maps,
+    detect_room.label_month,
     promote_room.decide,
 ]
 

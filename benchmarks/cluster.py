@@ -1,0 +1,100 @@
+"""Detection on two dask workers against one: disk to ``detections.nc``.
+
+    python -m benchmarks.cluster [--small]
+
+Each worker is a process of one thread. Where other programs want the cores too, or there are fewer
+than two, the ratio says nothing of the cluster.
+"""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+import xarray as xr
+
+from benchmarks.claims import Claim, main, side_by_side
+from medicane import model as detector
+from medicane import pipeline
+from medicane.config import Config, make_config
+from medicane.normalise import Statistics
+from medicane.pipeline import scale_out
+from medicane.train.training import training_facts
+
+CHANNELS = ("msl_local", "thickness_900_600_local", "thickness_600_300_local")
+
+
+def configuration(small: bool) -> Config:
+    """Some years of an idealised sea and the compact network, or a few weeks and a tiny one."""
+    degrees = 1.0 if small else 0.5
+    size = {"blocks": [1], "growth_rate": 2} if small else {"blocks": [3, 6, 12]}
+    return make_config(
+        {
+            "schema_version": 1,
+            "sea": {"years": 0.2 if small else 4, "degrees": degrees, "seed": 0},
+            "data": {"grids": "none.nc", "channels": list(CHANNELS), "degrees": degrees},
+            "model": {"growth_rate": 16, **size},
+        }
+    )
+
+
+def untrained(config: Config, path: Path) -> None:
+    """What a detector answers costs the same whatever it has learnt."""
+    statistics = Statistics(CHANNELS, np.zeros(len(CHANNELS)), np.full(len(CHANNELS), 100.0), 1)
+    network = detector.build_detector(
+        config, statistics, facts=training_facts(config, xr.Dataset())
+    )
+    detector.set_calibration(network, temperature=1.0, threshold=0.5)
+    network.save(path)
+
+
+def measure(small: bool) -> Iterator[Claim]:
+    """Two workers against one, one thread each."""
+    from distributed import LocalCluster
+
+    if small:
+        scale_out.BLOCK = 50
+    config = configuration(small)
+    with tempfile.TemporaryDirectory() as scratch:
+        folder = Path(scratch)
+        sea = pipeline.synthesise(folder / "sea", config.sea)
+        untrained(config, folder / "detector.keras")
+
+        def on(address: str) -> Callable[[], float]:
+            def work() -> float:
+                out = folder / "out"
+                shutil.rmtree(out, ignore_errors=True)
+                done = pipeline.detect(
+                    [sea.grids_glob],
+                    model=str(folder / "detector.keras"),
+                    out=out,
+                    scheduler=address,
+                )
+                return done.n_maps
+
+            work()  # the workers start TensorFlow and trace the network
+            return work
+
+        processes = {"threads_per_worker": 1, "processes": True, "dashboard_address": None}
+        with (
+            LocalCluster(n_workers=2, **processes) as two,
+            LocalCluster(n_workers=1, **processes) as one,
+        ):
+            yield side_by_side(
+                on(two.scheduler_address),
+                on(one.scheduler_address),
+                claim="detection on two dask workers, disk to detections.nc",
+                against="the same on one worker",
+                unit="maps/s",
+                target=1.8,
+                rounds=1 if small else 3,
+                note="processes of one thread on this machine; blocks of "
+                f"{scale_out.BLOCK} maps, compact network",
+            )
+
+
+if __name__ == "__main__":
+    main(measure)
