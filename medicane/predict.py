@@ -353,22 +353,26 @@ def cuts(maps: xr.DataArray, *, block: int = BLOCK) -> list[tuple[int, int]]:
     return [*found, (start, stop)] if stop > start else found
 
 
-def read_ahead(read: Callable[[int, int], T], blocks: Iterable[tuple[int, int]]) -> Iterator[T]:
-    """Read blocks in order, the next two in the background while one is worked on.
+def read_ahead(
+    read: Callable[[int, int], T], blocks: Iterable[tuple[int, int]], *, threads: int = AHEAD
+) -> Iterator[T]:
+    """Read blocks in order, the next ones in the background while one is worked on.
 
     Parameters
     ----------
     read
-        Called with start and stop, by two threads.
+        Called with start and stop, by several threads.
     blocks
         (start, stop) of each block.
+    threads
+        As many blocks are read at a time.
     """
-    with ThreadPoolExecutor(AHEAD, thread_name_prefix="read") as readers:
+    with ThreadPoolExecutor(threads, thread_name_prefix="read") as readers:
         waiting: deque[Future[T]] = deque()
         try:
             for start, stop in blocks:
                 waiting.append(readers.submit(read, start, stop))
-                if len(waiting) > AHEAD:
+                if len(waiting) > threads:
                     yield waiting.popleft().result()
             while waiting:
                 yield waiting.popleft().result()

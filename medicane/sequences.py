@@ -110,6 +110,18 @@ def at_steps(
     return chosen.astype(np.int64)
 
 
+def as_slice(positions: Indices) -> slice | Indices:
+    """Evenly spaced positions as a slice, others as they are.
+
+    A lazy array is read at once where it is asked for a slice, and else piece by piece.
+    """
+    steps = np.unique(np.diff(positions))
+    if len(positions) and (len(positions) == 1 or (len(steps) == 1 and steps[0] > 0)):
+        step = int(steps[0]) if len(steps) else 1
+        return slice(int(positions[0]), int(positions[-1]) + 1, step)
+    return positions
+
+
 def _epoch_seconds(values: NDArray[Any]) -> Indices:
     """Seconds since 1970-01-01 in the calendar of the values."""
     if values.size == 0:

@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+import dask
 import numpy as np
 import pandas as pd
 import xarray as xr
@@ -84,7 +85,7 @@ def detect(
     from medicane import experiments
     from medicane import model as detector
     from medicane.runtime import open_encoder
-    from medicane.sequences import at_steps, contiguous_periods
+    from medicane.sequences import as_slice, at_steps, contiguous_periods
     from medicane.store.commits import writable_folder
     from medicane.store.schema import lows_to_json
 
@@ -144,7 +145,8 @@ def detect(
         )
     ]
     if on_step.size:
-        standard, maps = standard.isel({names.TIME: on_step}), maps.isel({names.TIME: on_step})
+        taken = {names.TIME: as_slice(on_step)}
+        standard, maps = standard.isel(taken), maps.isel(taken)
         series = maps if history is None else _after(history, maps, step_hours, where=where)
         labelling: dict[str, Any] = {
             "sea": _sea(standard),
@@ -300,7 +302,7 @@ def label_series(
     from medicane import channels
     from medicane import model as detector
     from medicane.phase_space.lows import lows_of_dataset
-    from medicane.predict import Labels, cuts, read_ahead
+    from medicane.predict import AHEAD, Labels, cuts, read_ahead
     from medicane.store import read_block
 
     facts = detector.facts_of(network)
@@ -337,7 +339,9 @@ def label_series(
         *((start, min(start + BLOCK, n)) for start in range(first + n_new, n, BLOCK)),
     ]
     last = previous
-    for images, part in read_ahead(read, blocks):
+    # On a worker of a cluster, no more threads than it has.
+    threads = min(dask.config.get("num_workers", AHEAD), AHEAD)
+    for images, part in read_ahead(read, blocks, threads=threads):
         if part is not None:
             found, last = lows_of_dataset(part, definition=definition, sea=sea, previous=last)
             new = slice(labels.taken - first, labels.taken - first + len(images))

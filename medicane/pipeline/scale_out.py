@@ -43,7 +43,7 @@ from medicane.pipeline.cluster import (
     tasks_of,
 )
 from medicane.pipeline.summaries import Progress
-from medicane.sequences import contiguous_periods
+from medicane.sequences import as_slice, contiguous_periods
 
 if TYPE_CHECKING:
     import keras
@@ -258,7 +258,7 @@ def blocks_of(
         ahead = max(n_history - begin, 0)  # maps of the history that are read
         blocks.append(
             Block(
-                positions=_as_slice(positions[read]),
+                positions=as_slice(positions[read]),
                 times=index[n_history:][read],
                 sea=sea,
                 history=series[begin : begin + ahead].load() if ahead else None,
@@ -267,13 +267,6 @@ def blocks_of(
             )
         )
     return blocks
-
-
-def _as_slice(positions: NDArray[np.int64]) -> slice | NDArray[np.int64]:
-    """One run of positions as a slice: a lazy array is read at once then, not piece by piece."""
-    if len(positions) and positions[-1] - positions[0] + 1 == len(positions):
-        return slice(int(positions[0]), int(positions[-1]) + 1)
-    return positions
 
 
 # --- on a worker ---------------------------------------------------------------------------------
