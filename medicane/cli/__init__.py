@@ -6,6 +6,7 @@ Heavy libraries are imported by the command that needs them, so that ``--help`` 
 from __future__ import annotations
 
 from medicane.cli import governance as _governance  # noqa: F401  its commands register themselves
+from medicane.cli import inspection as _inspection  # noqa: F401
 from medicane.cli import supply as _supply  # noqa: F401
 from medicane.cli.terminal import app, run
 from medicane.cli.way import run_demo

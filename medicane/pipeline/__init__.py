@@ -12,6 +12,7 @@ from medicane.pipeline.demonstration import RECIPES, Demonstrated, Steps, demo
 from medicane.pipeline.detection import detect, probability_strip
 from medicane.pipeline.evaluation import MODEL_NAME, evaluate
 from medicane.pipeline.fetching import fetch
+from medicane.pipeline.inspection import inspect
 from medicane.pipeline.precision import check_precision
 from medicane.pipeline.promotion import promote, rollback
 from medicane.pipeline.steps import prepare, synthesise, tracking_uri, train
@@ -23,6 +24,8 @@ from medicane.pipeline.summaries import (
     Detected,
     Evaluated,
     Fetched,
+    HeldVariable,
+    Inspected,
     PrecisionChecked,
     Prepared,
     Progress,
@@ -41,6 +44,8 @@ __all__ = [
     "Detected",
     "Evaluated",
     "Fetched",
+    "HeldVariable",
+    "Inspected",
     "PrecisionChecked",
     "Prepared",
     "Progress",
@@ -55,6 +60,7 @@ __all__ = [
     "detect",
     "evaluate",
     "fetch",
+    "inspect",
     "prepare",
     "probability_strip",
     "promote",

@@ -17,6 +17,59 @@ class Summary(BaseModel):
     model_config = ConfigDict(frozen=True)
 
 
+class HeldVariable(Summary):
+    """A field of a source: what the file says of it, and what it would become.
+
+    ``name``, ``standard_name`` and ``target_units`` are ours, empty where it is not known;
+    ``levels`` are in hPa; ``note`` says what stands in the way.
+    """
+
+    field: str
+    units: str
+    long_name: str
+    name: str | None
+    standard_name: str
+    target_units: str
+    levels: list[float]
+    note: str
+
+
+class Inspected(Summary):
+    """What a source holds and how it would be read, after `inspect`.
+
+    Times are valid times, ISO 8601; ``gaps`` pairs of neighbours further apart than the step; area
+    and spacing in degrees as the file counts them, levels in hPa. ``missing`` is what the channels
+    need and the source lacks, ``fault`` the one line with which it would be refused.
+    """
+
+    where: str
+    n_files: int
+    dialect: str
+    dimensions: dict[str, int]
+    n_times: int
+    first: str | None = None
+    last: str | None = None
+    step_hours: float | None = None
+    gaps: list[tuple[str, str]] = []
+    n_repeated: int = 0
+    in_order: bool = True
+    calendar: str | None = None
+    sequences: str
+    grid: str
+    area: dict[str, float] | None = None
+    spacing: tuple[float, float] | None = None
+    levels: list[float]
+    variables: list[HeldVariable]
+    versions: dict[str, int]
+    labelled: bool
+    left_out: list[str]
+    channels: list[str]
+    missing: list[str]
+    reading: str
+    fault: str | None
+    usable: bool
+
+
 class Prepared(Summary):
     """A map store after `prepare`."""
 

@@ -65,7 +65,7 @@ def with_valid_times(ds: xr.Dataset, where: str) -> xr.Dataset:
         raise InputError(
             where, "maps must follow one time dimension: give one forecast run", found=along
         )
-    times = _valid(ds, where)
+    times = valid_times(ds, where)
     dimension = along[0] if along else names.TIME
     values = np.atleast_1d(times.values)
     if times.ndim > 1 or values.size != ds.sizes.get(dimension, 1):
@@ -100,8 +100,14 @@ def _tell_preliminary(times: np.ndarray, versions: np.ndarray, where: str) -> No
         )
 
 
-def _valid(ds: xr.Dataset, where: str) -> xr.Variable:
-    """Valid times, from whichever of valid time, run and step there are."""
+def valid_times(ds: xr.Dataset, where: str) -> xr.Variable:
+    """Valid times as they stand, from whichever of valid time, run and step there are.
+
+    Raises
+    ------
+    InputError
+        If there are none, or it is not clear which they are.
+    """
     valid = next((n for n in VALID_NAMES if n in ds.coords), None)
     if valid is not None:
         return ds[valid].variable
