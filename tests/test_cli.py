@@ -27,6 +27,7 @@ from tests.small_project import SmallProject, write_config
 
 COMMANDS = (
     "catalogue",
+    "check-precision",
     "compare",
     "cross-validate",
     "demo",

@@ -2,20 +2,29 @@
 
 from __future__ import annotations
 
+import itertools
+import subprocess
+import sys
+import threading
+import time
 from pathlib import Path
 
+import dask.array as da
 import keras
 import numpy as np
 import pandas as pd
 import pytest
 import xarray as xr
+from hypothesis import given
+from hypothesis import strategies as st
 
 from medicane import model as detector
 from medicane.config import make_config
 from medicane.detections import continued, label_maps, read_detections, write_detections
 from medicane.errors import InputError
 from medicane.normalise import Statistics
-from medicane.predict import predict
+from medicane.predict import Labels, cuts, predict, read_ahead
+from tests.conftest import ROOT
 
 CHANNELS = ("msl_local", "u10")
 LENGTH = 10
@@ -145,6 +154,123 @@ def test_lazy_maps_are_read_once_and_in_blocks(network: keras.Model) -> None:
     found = predict(network, lazy, block=20)
     assert sorted(read) == [(i, i + 10) for i in range(0, 60, 10)]
     np.testing.assert_allclose(found["logit"], predict(network, maps)["logit"], atol=1e-5)
+
+
+@pytest.mark.parametrize("mode", ["causal", "fused"])
+def test_the_runtime_of_the_encoder_is_the_callers(network: keras.Model, mode: str) -> None:
+    """Each map goes through it once, whatever windows it stands in."""
+    maps, seen = series(60), []
+
+    def encode(images: np.ndarray) -> np.ndarray:
+        seen.append(len(images))
+        return detector.encoder_of(network)(images, training=False).numpy() + 1
+
+    shifted = predict(network, maps, mode=mode, block=25, encode=encode)
+    assert sum(seen) == 60
+    assert np.abs(shifted["logit"] - predict(network, maps, mode=mode)["logit"]).min() > 1e-3
+
+
+def test_labels_in_the_making(network: keras.Model) -> None:
+    """Blocks of any length, also across a gap, give what one call gives."""
+    maps = xr.concat(
+        [series(14), series(3, start="2020-02-01"), series(25, start="2021-01-01")], "time"
+    )
+    images = maps.transpose("time", "latitude", "longitude", "channel").values
+    labels = Labels(network, maps)
+    for start, stop in itertools.pairwise([0, 1, 9, 16, 20, 41, 42]):
+        labels.take(images[start:stop])
+        assert labels.taken == stop
+    xr.testing.assert_allclose(labels.dataset(), predict(network, maps), atol=1e-5)
+
+
+class TestReading:
+    @given(chunks=st.lists(st.integers(1, 40), min_size=1, max_size=12), block=st.integers(1, 50))
+    def test_blocks_are_whole_chunks(self, chunks: list[int], block: int) -> None:
+        n = sum(chunks)
+        lazy = xr.DataArray(da.zeros((n, 2), chunks=(tuple(chunks), 2)), dims=("time", "x"))
+        found = cuts(lazy, block=block)
+        assert [start for start, _ in found] == [0, *(stop for _, stop in found[:-1])]
+        assert found[-1][1] == n
+        ends = set(np.cumsum(chunks))
+        assert all(stop in ends for _, stop in found)
+        sizes = [stop - start for start, stop in found]
+        assert all(size <= block or size in chunks for size in sizes)
+        # As few as that allows: no two neighbours would fit one block.
+        assert all(a + b > block for a, b in itertools.pairwise(sizes))
+        assert cuts(lazy.compute(), block=block) == [
+            (start, min(start + block, n)) for start in range(0, n, block)
+        ]
+
+    @pytest.mark.parametrize("threads", [1, 2, 5])
+    def test_in_order_and_not_far_ahead(self, threads: int) -> None:
+        """However long each takes; no more blocks wait than there are threads."""
+        begun, taken, farthest = [], 0, 0
+
+        def read(start: int, stop: int) -> tuple[int, int]:
+            begun.append(start)
+            time.sleep(0.003 * (start % 3))
+            return start, stop
+
+        blocks = [(i, i + 1) for i in range(20)]
+        for found in read_ahead(read, blocks, threads=threads):
+            assert found == blocks[taken]
+            taken += 1
+            farthest = max(farthest, len(begun) - taken)
+        assert taken == 20
+        assert 1 <= farthest <= threads
+
+    def test_a_fault_is_told_in_its_turn_and_ends_the_reading(self) -> None:
+        begun: list[int] = []
+
+        def read(start: int, stop: int) -> int:
+            begun.append(start)
+            if start == 2:
+                raise InputError("third.nc", "must be readable")
+            return start
+
+        found = read_ahead(read, [(i, i + 1) for i in range(100)])
+        assert [next(found), next(found)] == [0, 1]
+        with pytest.raises(InputError, match="third"):
+            next(found)
+        assert len(begun) <= 5
+        assert threading.active_count() < 50
+
+
+LONG_SERIES = """
+import resource, sys
+import dask.array as da, numpy as np, pandas as pd, xarray as xr
+from medicane.predict import predict
+from tests.test_predict import CHANNELS, rival
+
+n = int(sys.argv[1])
+made = lambda block_info: np.full(
+    (block_info[None]["chunk-shape"]), block_info[None]["chunk-location"][0] % 7, np.float32)
+maps = xr.DataArray(
+    da.map_blocks(made, chunks=((50,) * (n // 50), 2, 48, 64), dtype=np.float32),
+    dims=("time", "channel", "latitude", "longitude"),
+    coords={"time": pd.date_range("1900-01-01", periods=n, freq="6h", unit="ns"),
+            "channel": list(CHANNELS)},
+)
+network = rival()
+predict(network, maps[:200], block=50)
+before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+found = predict(network, maps, block=50)
+assert found["n_sequences"].min() == 1
+print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1e3)
+"""
+
+
+@pytest.mark.slow
+def test_memory_does_not_grow_with_the_series() -> None:
+    """10,000 maps are 246 MB; what is held on top of a series of 200 is a small part of that."""
+    done = subprocess.run(
+        [sys.executable, "-c", LONG_SERIES, "10000"],
+        capture_output=True,
+        text=True,
+        check=True,
+        cwd=ROOT,
+    )
+    assert float(done.stdout.split()[-1]) < 60
 
 
 def test_history_continues_the_series(network: keras.Model) -> None:

@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from medicane.config import make_config
 from medicane.errors import InputError
 from medicane.sequences import (
+    as_slice,
     at_steps,
     check_leakage,
     contiguous_periods,
@@ -59,6 +60,20 @@ gaps = st.lists(st.sampled_from([1, 1, 1, 1, 1, 2, 7, 0.5]), max_size=80)
 
 def times_of(spacing: list[float], step: int) -> np.ndarray:
     return hours(*(step * np.concatenate([[0.0], np.cumsum(spacing)])))
+
+
+@given(st.lists(st.integers(0, 60), max_size=12, unique=True).map(sorted))
+def test_positions_as_a_slice_choose_the_same(chosen: list[int]) -> None:
+    positions, values = np.array(chosen, dtype=np.int64), np.arange(61) * 10
+    found = as_slice(positions)
+    np.testing.assert_array_equal(values[found], values[positions])
+    even = len(chosen) > 0 and len(set(np.diff(positions))) <= 1
+    assert isinstance(found, slice) == even
+
+
+def test_positions_that_go_back_or_repeat_are_no_slice() -> None:
+    for chosen in ([5, 4, 3], [2, 2, 2]):
+        np.testing.assert_array_equal(as_slice(np.array(chosen)), chosen)
 
 
 # --- periods ---------------------------------------------------------------------------------
