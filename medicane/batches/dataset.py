@@ -188,7 +188,7 @@ class SequenceBatches(keras.utils.PyDataset):
         self._previous_label = previous_label
         self._held = HeldMaps(source, self._plan.spans)
         self._laid_out: tuple[int, Epoch] | None = None
-        self._begun, self._skipped = False, 0
+        self._begun, self._skipped, self._rest_is_done = False, 0, False
 
     @property
     def n_windows(self) -> int:
@@ -231,7 +231,8 @@ class SequenceBatches(keras.utils.PyDataset):
     def take_up(self, epoch: int, batch: int = 0) -> None:
         """Make this the current epoch, and this its first batch; both from 0.
 
-        Batches are counted from it on, until the epoch has ended.
+        Batches are counted from it on, until the epoch has ended. Keras counts them once a fit, so
+        the rest of an epoch is a fit of its own: ``fit(…, initial_epoch=epoch, epochs=epoch + 1)``.
 
         Raises
         ------
@@ -241,16 +242,21 @@ class SequenceBatches(keras.utils.PyDataset):
         if not 0 <= batch < self._plan.num_batches:
             raise IndexError(f"batch {batch} of {self._plan.num_batches}")
         self.epoch, self._begun, self._skipped = epoch, False, batch
+        self._rest_is_done = False
 
     def on_epoch_begin(self) -> None:
         """Keras calls this before it draws from an epoch."""
+        if self._rest_is_done:  # Keras would draw as few batches again, and not tell
+            raise RuntimeError("the rest of an epoch that was taken up must be a fit of its own")
         self._begun = True
 
     def on_epoch_end(self) -> None:
         """Go on to the next epoch; Keras calls this."""
         # `fit` also calls it before its first epoch, which has not begun and must not be skipped.
+        rest = self._begun and self._skipped > 0
         if self._begun:
             self.take_up(self.epoch + 1)
+        self._rest_is_done = rest
 
     def __getitem__(self, index: int) -> Batch:
         if not 0 <= index < self.num_batches:
