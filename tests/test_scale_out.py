@@ -17,6 +17,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import xarray as xr
+from distributed import Client
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -108,13 +109,13 @@ def test_a_block_holds_every_window_of_its_maps(
     assert own == list(range(len(times)))
 
 
-def test_thinned_maps_keep_their_positions_and_runs_are_slices() -> None:
+def test_thinned_maps_keep_their_positions_and_one_run_is_a_slice() -> None:
     cut: dict[str, Any] = {"sea": SEA, "length": LENGTH, "step_hours": 6, "mode": "causal"}
     every_other = blocks_of(bare(clock(30)), np.arange(3, 63, 2), **cut, size=20)
     assert [block.own for block in every_other] == [slice(0, 20), slice(9, 19)]
-    np.testing.assert_array_equal(every_other[1].positions, np.arange(3 + 2 * 11, 63, 2))
+    np.testing.assert_array_equal(np.arange(63)[every_other[1].positions], np.arange(25, 63, 2))
     (whole,) = blocks_of(bare(clock(30)), np.arange(7, 37), **cut)
-    assert whole.positions == slice(7, 37)
+    assert whole.positions == slice(7, 37, 1)
 
 
 def test_a_block_is_no_shorter_than_a_sequence() -> None:
@@ -312,7 +313,7 @@ def words(project: SmallProject, out: Path, address: str) -> list[object]:
 @pytest.mark.parametrize(
     ("address", "found"),
     [
-        ("tcp://127.0.0.1:9", r"127\.0\.0\.1:9"),
+        ("tcp://127.0.0.1:9", "Timed out"),
         ("nowhere", "nowhere"),
         ("carrier-pigeon://roof", "carrier-pigeon"),
     ],
@@ -360,7 +361,7 @@ AMISS = {
     [
         (
             "without",
-            r"--scheduler tcp://.*: each worker must have medicane [\d.]+; found No module",
+            r"worker tcp://.*: must have medicane [\d.]+; found No module named 'medicane'",
         ),
         ("another", r"worker tcp://.*: must have medicane [\d.]+; found 0\.0\.1"),
     ],
@@ -372,6 +373,8 @@ def test_a_worker_without_this_medicane(
     (tmp_path / "path" / "sitecustomize.py").write_text(AMISS[amiss], encoding="utf-8")
     with cluster(tmp_path, workers=0) as made:
         made.add_worker(path=tmp_path / "path")
+        with Client(made.address, set_as_default=False) as client:
+            client.wait_for_workers(1)
         line = medicane(*words(small_project, tmp_path / "out", made.address)).line
     assert re.match(f"medicane: {law}", line), line
     assert not list((tmp_path / "out").iterdir())
@@ -420,8 +423,6 @@ def test_a_lost_worker_changes_nothing(
             progress=progress,
         )
         return Path(done.detections).read_bytes()
-
-    from distributed import Client
 
     by_one = labelled("one")
     second = processes.add_worker()

@@ -71,28 +71,32 @@ def connected(address: str, *, name: str, model: Path | None = None) -> Iterator
     except (OSError, ValueError, TypeError) as error:
         raise InputError(where, "a dask scheduler must answer there", found=error) from error
     try:
-        if not client.scheduler_info(n_workers=0)["n_workers"]:
-            LOG.warning("%s: there is no worker yet: waiting for one", where)
+        _check_workers(client, where)
         if model is not None:
             sent = UploadFile(str(model), load=False)
             sent.filename = f"{name}.keras"
             client.register_plugin(sent, name=name)
         yield client
-    except ModuleNotFoundError as error:
-        if (error.name or "").partition(".")[0] != "medicane":
-            raise
-        law = f"each worker must have medicane {__version__}"
-        raise InputError(where, law, found=error) from None
     except KilledWorker as error:
-        raise InputError(
-            where, "a worker must have the memory for a block of maps", found=error
-        ) from None
+        law = f"a worker must have the memory for a block of maps, and medicane {__version__}"
+        raise InputError(where, law, found=error) from None
     except FutureCancelledError as error:
         raise InputError(where, "the scheduler must not end", found=error) from ConnectionError()
     finally:
         with suppress(OSError, TimeoutError):
             client.unregister_worker_plugin(name)
         client.close()
+
+
+def _check_workers(client: Client, where: str) -> None:
+    """Refuse workers without medicane: at their first task they would end without a word."""
+    # Of functions that every Python has; one of medicane's own could not be told to them.
+    versions = client.run(eval, "__import__('medicane').__version__", on_error="return")
+    if not versions:
+        LOG.warning("%s: there is no worker yet: waiting for one", where)
+    for worker, version in versions.items():
+        if version != __version__ and not isinstance(version, OSError):  # that one is gone
+            raise InputError(f"worker {worker}", f"must have medicane {__version__}", found=version)
 
 
 def tasks_of(client: Client) -> Each:
