@@ -168,6 +168,33 @@ def test_carried_and_windowed_are_the_same_up_to_a_window_and_then_part(gru: ker
     assert apart[LENGTH:].max() > 1e-4
 
 
+@pytest.mark.parametrize("name", ["gru", "c3d"])
+def test_the_encoder_runs_where_it_is_told(
+    networks: Callable[[str], keras.Model], name: str
+) -> None:
+    """One map at a time, or as many as it reaches back to; the labels are of what it gives."""
+    encoder = detector.encoder_of(networks(name))
+    given: list[tuple[int, ...]] = []
+
+    def encode(maps: np.ndarray) -> np.ndarray:
+        given.append(maps.shape)
+        return 2 * np.asarray(encoder(maps, training=False))  # not what Keras would give
+
+    maps = series(every_step(12))
+    stream = StreamingDetector(networks(name), encode=encode)
+    found = labels([stream.label(new) for new in maps])[:, 0]
+    reach = detector.temporal_reach(networks(name))
+    told = (
+        [(1, *SHAPE, 3)] * 12
+        if reach == 1
+        else [(1, min(n, reach), *SHAPE, 3) for n in range(1, 13)]
+    )
+    assert given == told
+    expected = predict(networks(name), maps, allow_short=True, encode=encode)["logit"]
+    np.testing.assert_allclose(found, expected, atol=1e-5)
+    assert np.abs(found - predict(networks(name), maps, allow_short=True)["logit"]).min() > 1e-4
+
+
 def test_it_says_how_unlike_the_training_a_map_is(tmp_path: Path) -> None:
     wary = build(out_of_domain=True, encoder="c3d", rnn="none")
     features = np.asarray(detector.encoder_of(wary)(standard_maps(1, 200, *SHAPE)))[0]
@@ -243,9 +270,7 @@ def test_a_series_of_another_calendar(
     assert found[9].time == cftime.Datetime360Day(2020, 2, 30, 6)
     expected = predict(networks("gru"), maps, allow_short=True)
     np.testing.assert_allclose(labels(found)[:, 0], expected["logit"], atol=1e-5)
-    with pytest.raises(
-        InputError, match=r"calendar of the maps before, 360_day; found datetime64"
-    ):
+    with pytest.raises(InputError, match=r"calendar of the maps before, 360_day; found datetime64"):
         stream.label(series([np.datetime64("2021-01-01", "ns")])[0])
 
 

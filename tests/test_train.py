@@ -80,6 +80,7 @@ def test_it_learns_and_calibrates(store: xr.Dataset) -> None:
     assert facts["data_digest"] == "sha256:0123"
     assert facts["idealised"] is True
     assert facts["smallest_grid"] == 8
+    assert facts["longest_sequence"] == facts["length"] == 10
     # The model that comes back is the one of the best epoch, calibrated.
     validation = store.isel(time=np.flatnonzero(trained.splits["validation"]))
     found = predict(trained.model, validation["maps"])

@@ -15,7 +15,7 @@ from medicane import model as detector
 from medicane.config import Config
 from medicane.errors import InputError
 from medicane.predict import predict
-from medicane.train import TrainedDetector, train_detector
+from medicane.train import TrainedDetector, train_detector, training_facts
 from medicane.train.calibration import training_features
 from medicane.train.members import scheduled_sampling, training_batches
 from medicane.train.progress import Progress
@@ -194,9 +194,12 @@ class TestBatchesOfTheTrainingSplit:
         mask[150:170] = False
         config = tiny(train={"variable_length": True})
         data = training_batches(config, store.assign_coords(time=times), mask)
+        longest = training_facts(config, store)["longest_sequence"]
+        assert longest == 30
         for part in data._plan.parts(0):
             for rows, shown in zip(part.rows, part.shown, strict=True):
                 held = rows[shown > 0]
+                assert len(held) <= longest
                 assert mask[held].all()
                 assert not (held[0] < 100 <= held[-1])
                 assert (np.diff(held) == 1).all()
