@@ -18,8 +18,9 @@ from medicane import pipeline
 def label_new_maps(
     inputs: list[str],
     model: str,
-    out: Path,
+    out: str,
     mode: Literal["causal", "fused"],
+    precision: Literal["float32", "bfloat16", "int8"],
     threshold: float | None,
     allow_short: bool,
     tracking_uri: str | None,
@@ -30,6 +31,7 @@ def label_new_maps(
         model=model,
         out=out,
         mode=mode,
+        precision=precision,
         threshold=threshold,
         allow_short=allow_short,
         tracking=tracking_uri,
@@ -46,8 +48,9 @@ def label_month(function: Callable[..., Any], arguments: Sequence[Any]) -> Any:
 def label_archive(
     inputs: list[str],
     model: str,
-    out: Path,
+    out: str,
     mode: Literal["causal", "fused"],
+    precision: Literal["float32", "bfloat16", "int8"],
     threshold: float | None,
     allow_short: bool,
     tracking_uri: str | None,
@@ -68,6 +71,7 @@ def label_archive(
         model=model,
         out=out,
         mode=mode,
+        precision=precision,
         threshold=threshold,
         allow_short=allow_short,
         tracking=tracking_uri,
@@ -80,8 +84,9 @@ def label_archive(
 def detect(
     inputs: Annotated[list[str], Field(min_length=1)],
     model: str = "models:/medicane@champion",
-    out: Path = Path("detections"),
+    out: str = "detections",
     mode: Literal["causal", "fused"] = "causal",
+    precision: Literal["float32", "bfloat16", "int8"] = "float32",
     threshold: Annotated[float, Field(gt=0, lt=1)] | None = None,
     allow_short: bool = False,
     tracking_uri: str | None = None,
@@ -99,6 +104,8 @@ def detect(
         Folder of the detections.
     mode
         causal, or fused for archives.
+    precision
+        Of the encoder; int8 once `medicane check-precision` has passed.
     threshold
         Probability from which a map is a detection; by default the model's own.
     allow_short
@@ -109,7 +116,7 @@ def detect(
         Address of a dask scheduler whose workers label an archive, a task for each month or so of
         maps; by default it is one task here.
     """
-    wanted = (inputs, model, out, mode, threshold, allow_short, tracking_uri)
+    wanted = (inputs, model, out, mode, precision, threshold, allow_short, tracking_uri)
     if scheduler is None:
         detected = label_new_maps(*wanted)
     else:
@@ -119,7 +126,7 @@ def detect(
         detected = label_archive.with_options(task_runner=runner)(*wanted, scheduler)
     create_markdown_artifact(
         key="probability-strip",
-        markdown=pipeline.probability_strip(Path(detected.detections)),
+        markdown=pipeline.probability_strip(detected.detections),
         description=f"{detected.n_new} new maps, {detected.n_events} events in all",
     )
     return detected

@@ -260,7 +260,7 @@ def test_a_second_prepare_adds_nothing(small_project: SmallProject, tmp_path: Pa
 def test_a_second_detection_adds_nothing(small_project: SmallProject, tmp_path: Path) -> None:
     def labelled(inputs: list[str]) -> pipeline.Detected:
         return detect_room.label_new_maps.fn(
-            inputs, str(small_project.model_path), tmp_path, "causal", None, False, None
+            inputs, str(small_project.model_path), tmp_path, "causal", "float32", None, False, None
         )
 
     first = labelled([small_project.new_grids])
@@ -277,12 +277,14 @@ def test_a_task_hands_every_choice_on(small_project: SmallProject, tmp_path: Pat
         small_project.model_uri,
         tmp_path,
         "fused",
+        "bfloat16",
         0.999,
         True,
         small_project.tracking_uri,
     )
     detections, _ = _read(done.detections)
     assert detections.attrs["mode"] == "fused"
+    assert detections.attrs["precision"] == "bfloat16"
     assert detections.attrs["threshold"] == 0.999
     assert detections.attrs["model_uri"] == small_project.model_uri
     assert done.n_events == 0
