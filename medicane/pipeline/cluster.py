@@ -12,7 +12,7 @@ import os
 import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -70,22 +70,28 @@ def connected(address: str, *, name: str, model: Path | None = None) -> Iterator
         client = Client(address, timeout=PATIENCE, set_as_default=False)
     except (OSError, ValueError, TypeError) as error:
         raise InputError(where, "a dask scheduler must answer there", found=error) from error
-    try:
-        _check_workers(client, where)
-        if model is not None:
-            sent = UploadFile(str(model), load=False)
-            sent.filename = f"{name}.keras"
-            client.register_plugin(sent, name=name)
-        yield client
-    except KilledWorker as error:
-        law = f"a worker must have the memory for a block of maps, and medicane {__version__}"
-        raise InputError(where, law, found=error) from None
-    except FutureCancelledError as error:
-        raise InputError(where, "the scheduler must not end", found=error) from ConnectionError()
-    finally:
-        with suppress(OSError, TimeoutError):
-            client.unregister_worker_plugin(name)
-        client.close()
+    with ExitStack() as ending:
+        ending.callback(client.close)
+        try:
+            _check_workers(client, where)
+            if model is not None:
+                sent = UploadFile(str(model), load=False)
+                sent.filename = f"{name}.keras"
+                client.register_plugin(sent, name=name)
+                ending.callback(_forget, client, name)
+            yield client
+        except KilledWorker as error:
+            law = f"a worker must have the memory for a block of maps, and medicane {__version__}"
+            raise InputError(where, law, found=error) from None
+        except FutureCancelledError as error:
+            law = "the scheduler must not end"
+            raise InputError(where, law, found=error) from ConnectionError(law)
+
+
+def _forget(client: Client, name: str) -> None:
+    """Workers that come from now on need not have the model."""
+    with suppress(OSError, TimeoutError):  # where the scheduler has ended, there will be none
+        client.unregister_worker_plugin(name)
 
 
 def _check_workers(client: Client, where: str) -> None:
