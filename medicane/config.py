@@ -164,7 +164,14 @@ class Splits(Section):
             and not isinstance(value[0], (list, tuple))
         ):
             value = [value]
-        return [[_as_utc(moment, last=i == 1) for i, moment in enumerate(pair)] for pair in value]
+        if not isinstance(value, (list, tuple)):
+            return value
+        return [
+            [_as_utc(moment, last=i == 1) for i, moment in enumerate(pair)]
+            if isinstance(pair, (list, tuple))
+            else pair
+            for pair in value
+        ]
 
     @field_validator("train", "validation", "test")
     @classmethod
@@ -196,7 +203,10 @@ def _as_utc(moment: Any, *, last: bool) -> dt.datetime:
         moment = parsed.date() if len(moment) <= 10 else parsed
     if isinstance(moment, dt.datetime):
         if moment.tzinfo is not None:
-            moment = moment.astimezone(dt.UTC).replace(tzinfo=None)
+            try:
+                moment = moment.astimezone(dt.UTC).replace(tzinfo=None)
+            except OverflowError:
+                raise ValueError(f"times must be of years 1 to 9999; found {moment}") from None
         return moment
     if isinstance(moment, dt.date):
         day_time = dt.time.max if last else dt.time.min
@@ -371,6 +381,29 @@ class Config(Section):
         return float((self.sequences.length + 1) * self.data.step_hours)
 
 
+class _PlainLoader(yaml.SafeLoader):
+    """Plain values alone: no tags of Python, no key twice, and no aliases.
+
+    A few lines of aliases stand for gigabytes, and of a key given twice the first would be lost.
+    """
+
+    def compose_node(self, parent: Any, index: Any) -> Any:
+        if self.check_event(yaml.AliasEvent):
+            mark = self.peek_event().start_mark
+            raise yaml.MarkedYAMLError(problem="an alias (*); write it out", problem_mark=mark)
+        return super().compose_node(parent, index)
+
+    def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
+        values = super().construct_mapping(node, deep=deep)
+        if len(values) < len(node.value):
+            keys = [key.value for key, _ in node.value]
+            twice = next((key for key in keys if keys.count(key) > 1), keys[0])
+            raise yaml.MarkedYAMLError(
+                problem=f"the key {twice!r} twice", problem_mark=node.start_mark
+            )
+        return values
+
+
 def load_config(path: str | Path) -> Config:
     """Read a YAML configuration.
 
@@ -404,9 +437,12 @@ def read_yaml(path: Path) -> dict[str, Any]:
         told = error.strerror if isinstance(error, OSError) else error
         raise InputError(path, "must be a readable text file", found=told) from None
     try:
-        values = yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        raise InputError(path, "must be YAML", found=error) from None
+        values = yaml.load(text, Loader=_PlainLoader)
+    except (yaml.YAMLError, ValueError) as error:  # ValueError: 30 February, a number too long
+        raise InputError(path, "must be YAML of plain values", found=error) from None
+    except RecursionError:
+        law = "must be YAML of plain values"
+        raise InputError(path, law, found="too many values inside one another") from None
     if not isinstance(values, dict):
         raise InputError(path, "must be a mapping of sections", found=type(values).__name__)
     if next(iter(values), None) != "schema_version":
@@ -440,7 +476,7 @@ def first_fault(error: ValidationError) -> str:
         law = first["msg"].removeprefix("Value error, ")
         told = f"{key}: {law}" if key else law
         if "; found" not in law:
-            told += f"; found {first['input']!r}"
+            told += f"; found {first['input']!r:.200}"
     return told + (f" (and {len(faults) - 1} more)" if len(faults) > 1 else "")
 
 

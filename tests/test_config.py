@@ -193,6 +193,12 @@ def test_a_missing_file_is_named(tmp_path):
     [
         ("schema_version: 1\ndata: [unclosed", "must be YAML"),
         ("- a\n- list\n", "must be a mapping"),
+        ("schema_version: 1\ndata: {grids: a.nc, grids: b.nc}\n", "found the key 'grids' twice"),
+        ("schema_version: 1\ndata: {store: 2001-02-30}\n", "found day is out of range"),
+        ("schema_version: 1\ndata: {step_hours: !!int six}\n", "must be YAML of plain values"),
+        ("schema_version: 1\ndata: " + "[" * 5000, "too many values inside one another"),
+        ("schema_version: 1\nsea: &sea {}\ndata: *sea\n", "found an alias (*)"),
+        ("schema_version: 1\ndata: !!python/name:os.system\n", "could not determine a constr"),
         ("", "must be a mapping"),
         ("just words", "must be a mapping"),
         ("data:\n  grids: x.nc\nschema_version: 1\n", "schema_version must be the first key"),

@@ -11,6 +11,8 @@ import numpy as np
 import pandas as pd
 import pytest
 import xarray as xr
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from medicane import config, names
 from medicane.errors import InputError
@@ -271,12 +273,52 @@ def test_the_geopotential_of_the_surface_is_not_a_level():
 @pytest.mark.parametrize("stated", [True, False])
 def test_levels_in_either_unit_and_any_order(levels, units, stated):
     ds = maps(name="gh", units="m", latitude=[40, 39, 38], longitude=[1, 2, 3])
-    zg = xr.DataArray(np.array(levels) / (100 if units == "Pa" else 1), dims="level")
+    pressures = np.array(levels) / (100 if units == "Pa" else 1)
+    zg = xr.DataArray([{1000: 100, 850: 1500, 500: 5500}[p] for p in pressures], dims="level")
     ds["gh"] = (ds["gh"] * 0 + zg).assign_attrs(units="m")
     ds = ds.assign_coords(level=("level", levels, {"units": units} if stated else {}))
     out = standardise(ds)
     np.testing.assert_array_equal(out["pressure_level"], [1000, 850, 500])
-    np.testing.assert_array_equal(out["zg"].isel(time=0, latitude=0, longitude=0), [1000, 850, 500])
+    np.testing.assert_array_equal(
+        out["zg"].isel(time=0, latitude=0, longitude=0), [100, 1500, 5500]
+    )
+
+
+@pytest.mark.parametrize(
+    ("name", "units", "value", "level_units"),
+    [
+        ("gh", "m", 5500 * 9.80665, "hPa"),
+        ("z", "m2 s-2", 5500, "hPa"),
+        ("gh", "m", 5500, "Pa"),
+    ],
+    ids=["geopotential called height", "height called geopotential", "hPa called Pa"],
+)
+def test_heights_that_no_atmosphere_has_at_their_level(name, units, value, level_units):
+    """Within what a height can be anywhere, so only the level tells."""
+    ds = on_levels(name, units, value)
+    ds["level"].attrs["units"] = level_units
+    told = refused(ds)
+    assert "geopotential or its height, and are the levels in hPa?" in told
+    assert told.startswith(f"grids: zg: heights at {500 if level_units == 'hPa' else 5} hPa")
+
+
+@settings(max_examples=20, deadline=None)
+@given(
+    level=st.floats(10, 1050),
+    sea=st.floats(90_000, 105_000),
+    kelvin=st.floats(215, 305),
+)
+def test_heights_of_any_real_atmosphere_are_taken(level, sea, kelvin):
+    height = 287.05 / 9.80665 * kelvin * np.log(sea / 100 / level)
+    ds = on_levels("gh", "m", height).assign_coords(level=("level", [level], {"units": "hPa"}))
+    np.testing.assert_allclose(standardise(ds)["zg"], height, rtol=1e-5, atol=0.1)
+
+
+@pytest.mark.parametrize("kind", ["complex128", "U8", "datetime64[ns]"])
+def test_values_that_are_no_numbers(kind):
+    ds = maps(values=101_000)
+    ds["msl"] = ds["msl"].astype(kind).assign_attrs(units="Pa")
+    assert "grids: msl: values must be numbers; found" in refused(ds)
 
 
 def test_model_levels_are_refused():

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import atexit
 import functools
+import lzma
 import os
 import shutil
 import tempfile
 import zipfile
+import zlib
 from pathlib import Path, PurePosixPath
 
 from medicane.errors import InputError
@@ -40,6 +42,18 @@ def unpacked(source: str, *, told: str | None = None) -> list[tuple[str, str]]:
     return list(_unpacked(path, told or source, stat.st_mtime_ns, stat.st_size))
 
 
+#: What reading a broken archive may raise.
+_BROKEN = (
+    zipfile.BadZipFile,
+    zlib.error,
+    lzma.LZMAError,
+    OSError,
+    NotImplementedError,
+    EOFError,
+    RuntimeError,
+)
+
+
 @functools.lru_cache(maxsize=256)
 def _unpacked(path: str, source: str, stamp: int, size: int) -> tuple[tuple[str, str], ...]:
     """Once for each state of the archive: the dask blocks of a file that stays keep their names."""
@@ -61,7 +75,7 @@ def _unpacked(path: str, source: str, stamp: int, size: int) -> tuple[tuple[str,
                     shutil.copyfileobj(packed, file, 1 << 20)
                 found.append((f"{source}: {member.filename}", str(target)))
             return tuple(found)
-    except (zipfile.BadZipFile, OSError, NotImplementedError, EOFError, RuntimeError) as error:
+    except _BROKEN as error:
         raise InputError(source, "must be a whole ZIP archive", found=short(error)) from error
 
 

@@ -101,8 +101,26 @@ def _read_columns(path: Path) -> tuple[dict[str, list[str]], list[int]]:
         if len(row) != len(header):
             law = f"a row must have the header's {len(header)} values"
             raise InputError(f"{path}: line {line}", law, found=len(row))
+    for row, line in table:
+        for cell in row:
+            if _is_foul(cell):
+                law = "a cell must be printable, and not begin like a formula (= + - @)"
+                raise InputError(f"{path}: line {line}", law, found=repr(cell))
     columns = {name: [row[k] for row, _ in table[1:]] for k, name in enumerate(header)}
     return columns, [line for _, line in table[1:]]
+
+
+def _is_foul(cell: str) -> bool:
+    """Whether a spreadsheet would compute a cell, or a terminal obey it: names are written out."""
+    if not cell.isprintable():
+        return True
+    if cell[:1] not in ("=", "+", "-", "@") or not any(sign.isalnum() for sign in cell):
+        return False
+    try:
+        float(cell)
+    except ValueError:
+        return True
+    return False
 
 
 def _moments(

@@ -19,7 +19,7 @@ from medicane import config, names
 from medicane.errors import InputError
 from medicane.standardise import axes
 from medicane.standardise.land import land_sea_mask as land_sea_mask
-from medicane.standardise.placement import Placement, placement
+from medicane.standardise.placement import Placement, placement_of
 from medicane.standardise.units import factor, factor_of
 from medicane.standardise.variables import LEVEL_NAMES, check_directions, chosen, source_of
 from medicane.standardise.variables import holds as holds
@@ -116,7 +116,9 @@ def standardise(
             name=name,
             where=where,
         )
-        _on_maps(convert, first_map[source], way).compute()
+        first = _on_maps(convert, first_map[source], way).compute()
+        if name == "zg":
+            _check_heights(first, where)
         out[name] = _on_maps(convert, taken[source], way).assign_attrs(_attributes(name))
     result = xr.Dataset({name: out[name] for name in names.VARIABLES if name in out})
     order = (names.TIME, names.LEVEL, names.LATITUDE, names.LONGITUDE)
@@ -177,9 +179,11 @@ def plan(
     for name in wanted:
         source = source_of(name, raw_names)
         raw = raw_names[source]
+        if ds[source].dtype.kind not in "biuf":
+            raise InputError(f"{where}: {raw}", "values must be numbers", found=ds[source].dtype)
         scale, offset = factor_of(ds[source], raw, source, name, units=units, where=where)
         factors[name] = source, scale, offset
-    way = placement(ds, domain=domain, degrees=degrees, where=where)
+    way = placement_of(ds, domain=domain, degrees=degrees, where=where)
     return Plan(ds=ds, raw_names=raw_names, factors=factors, placement=way)
 
 
@@ -240,6 +244,30 @@ def _with_levels(ds: xr.Dataset, units: Mapping[str, str], where: str) -> xr.Dat
             found=f"units {stated!r}, values {values[:3].tolist()}",
         )
     return axes.with_levels(ds, raw, np.round(values * to_hpa[0] + to_hpa[1], 6), where)
+
+
+def _check_heights(zg: xr.DataArray, where: str) -> None:
+    """Refuse heights (m) that no atmosphere has at their pressures.
+
+    Within `PLAUSIBLE`, geopotential may be called height, height geopotential, and Pa hPa. The
+    hypsometric equation tells them apart: from 850 to 1100 hPa at the sea, with layers of 200 to
+    320 K in the mean, which is more than there is on Earth.
+    """
+    if names.LEVEL not in zg.dims:
+        return
+    metres_a_kelvin = 287.05 / names.G0
+    for level in zg[names.LEVEL].values:
+        heights = zg.sel({names.LEVEL: level}).values
+        coldest, warmest = (metres_a_kelvin * np.log(sea / level) for sea in (850.0, 1100.0))
+        low, high = min(200 * coldest, 320 * coldest), 320 * warmest
+        least, most = np.fmin.reduce(heights, axis=None), np.fmax.reduce(heights, axis=None)
+        if least < low or most > high:
+            raise InputError(
+                f"{where}: zg",
+                f"heights at {level:g} hPa must lie within {low:.0f} to {high:.0f} m; is it "
+                "geopotential or its height, and are the levels in hPa?",
+                found=f"{least:.0f} to {most:.0f}",
+            )
 
 
 def _attributes(name: str) -> dict[str, str]:
