@@ -41,7 +41,7 @@ class Placement:
     remap: Callable[[np.ndarray], np.ndarray] | None
 
 
-def placement(
+def placement_of(
     ds: xr.Dataset, *, domain: config.Domain | None, degrees: float | None, where: str
 ) -> Placement:
     """Where the maps of a dataset go.
