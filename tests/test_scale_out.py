@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import re
 import shutil
@@ -445,16 +446,26 @@ def test_a_lost_worker_changes_nothing(
 
 @pytest.mark.slow
 def test_a_lost_scheduler_is_told(small_project: SmallProject, tmp_path: Path) -> None:
-    out = tmp_path / "out"
+    """It ends while the command waits for a first worker, of which it says so."""
+
+    class Ending(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            assert "there is no worker yet" in record.getMessage()
+            made.scheduler.kill()
+
+    out, log = tmp_path / "out", logging.getLogger(on_cluster.__name__)
     with cluster(tmp_path, workers=0) as made:
-        threading.Timer(3, made.scheduler.kill).start()
-        with pytest.raises(InputError, match=r"--scheduler tcp://.*: .* must not end"):
-            pipeline.detect(
-                [small_project.new_grids],
-                model=str(small_project.model_path),
-                out=out,
-                scheduler=made.address,
-            )
+        log.addHandler(ending := Ending())
+        try:
+            with pytest.raises(InputError, match=r"--scheduler tcp://.*: .* must not end"):
+                pipeline.detect(
+                    [small_project.new_grids],
+                    model=str(small_project.model_path),
+                    out=out,
+                    scheduler=made.address,
+                )
+        finally:
+            log.removeHandler(ending)
     assert not (out / "detections.nc").exists()
 
 

@@ -59,12 +59,15 @@ def connected(address: str, *, name: str, model: Path | None = None) -> Iterator
     try:
         from distributed import Client, KilledWorker
         from distributed.client import FutureCancelledError
+        from distributed.comm import CommClosedError
         from distributed.diagnostics.plugin import UploadFile
     except ImportError as error:
         raise InputError(
             "--scheduler", "needs dask.distributed: pip install 'medicane[cluster]'", found=error
         ) from None
     where = f"--scheduler {address}"
+    # What it has to say of a lost scheduler is told below, in one line.
+    logging.getLogger("distributed.client").setLevel(logging.CRITICAL)
     try:
         # What this process computes for itself, it goes on computing itself.
         client = Client(address, timeout=PATIENCE, set_as_default=False)
@@ -83,7 +86,7 @@ def connected(address: str, *, name: str, model: Path | None = None) -> Iterator
         except KilledWorker as error:
             law = f"a worker must have the memory for a block of maps, and medicane {__version__}"
             raise InputError(where, law, found=error) from None
-        except FutureCancelledError as error:
+        except (CommClosedError, FutureCancelledError) as error:
             law = "the scheduler must not end"
             raise InputError(where, law, found=error) from ConnectionError(law)
 
