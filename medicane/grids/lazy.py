@@ -53,12 +53,14 @@ def in_blocks(ds: xr.Dataset, source: str, *, told: str) -> xr.Dataset:
         stamp: object = os.stat(source).st_mtime_ns
     except OSError:
         stamp = None
+    # All are cut in the same places: what is read for one block of maps is read for no other.
+    heaviest = max((_map_bytes(array.variable) for array in ds.data_vars.values()), default=1)
     lazy = {}
     for name, array in ds.data_vars.items():
         variable = array.variable
         if not variable.ndim:
             continue
-        chunks = _chunks(variable)
+        chunks = _chunks(variable, heaviest)
         token = tokenize(os.path.abspath(source), stamp, name, chunks, sorted(map(str, ds.coords)))
         data = da.from_array(
             _Reader(variable, told, str(name)),
@@ -72,15 +74,25 @@ def in_blocks(ds: xr.Dataset, source: str, *, told: str) -> xr.Dataset:
     return ds.assign(lazy)
 
 
-def _chunks(variable: xr.Variable) -> tuple[int, ...]:
-    """Whole maps, as many as fit a block; whole stored chunks where there are any."""
+def _time_axis(variable: xr.Variable) -> str | None:
     sizes = dict(zip(map(str, variable.dims), variable.shape, strict=True))
-    axis = next((d for d in (*TIME_DIMENSIONS, "step") if sizes.get(d, 1) > 1), None)
+    return next((d for d in (*TIME_DIMENSIONS, "step") if sizes.get(d, 1) > 1), None)
+
+
+def _map_bytes(variable: xr.Variable) -> int:
+    """Of the fields of one time; 1 for a variable without times."""
+    axis = _time_axis(variable)
+    return 1 if axis is None else max(1, variable.nbytes // variable.sizes[axis])
+
+
+def _chunks(variable: xr.Variable, heaviest: int) -> tuple[int, ...]:
+    """Whole maps, as many of `heaviest` bytes as a block holds; whole stored chunks if any."""
+    axis = _time_axis(variable)
     if axis is None:
         return variable.shape
-    n_times = sizes[axis]
-    map_bytes = max(1, variable.dtype.itemsize * variable.size // n_times)
-    length = maps_a_block(map_bytes, n_times)
+    sizes = dict(zip(map(str, variable.dims), variable.shape, strict=True))
+    n_times, map_bytes = sizes[axis], _map_bytes(variable)
+    length = maps_a_block(heaviest, n_times)
     stored = variable.encoding.get("preferred_chunks") or {}
     stored_length = int(stored.get(axis, 1) or 1)
     if stored_length > length and stored_length * map_bytes <= STORED_CHUNK_BYTES:
