@@ -56,7 +56,7 @@ def project(folder: Path, small: bool) -> Config:
     size = {"blocks": [1], "growth_rate": 3, "units": 8} if small else {}
     settings = {
         "schema_version": 1,
-        "sea": {"years": 0.3 if small else 1.0, "base_rate": 0.15, "degrees": degrees},
+        "sea": {"years": 0.42 if small else 1.0, "base_rate": 0.2, "degrees": degrees},
         "data": {
             "grids": ["sea/grids/*.nc"],
             "catalogue": "sea/storms.csv",

@@ -188,12 +188,12 @@ def quantised(encoder: keras.Model, *, digest: str, maps: Iterable[Maps]) -> Enc
     if open_encoder(encoder, digest=digest) is None:
         law = "int8 needs the extra fast and an encoder that OpenVINO can run"
         raise InputError("--precision", law, found="an encoder that runs on Keras")
-    with _without_telemetry():
+    with _quietly():
         import nncf
     nncf.set_log_level(logging.ERROR)
     batches = [np.ascontiguousarray(batch, dtype=np.float32) for batch in maps]
     network = _openvino().Core().read_model(_entry(digest, quantised=False) / _GRAPH)
-    with _without_telemetry(), contextlib.redirect_stdout(io.StringIO()):  # its bars
+    with _quietly(), contextlib.redirect_stdout(io.StringIO()):  # its bars
         network = nncf.quantize(network, nncf.Dataset(batches), subset_size=len(batches))
     entry = _entry(digest, quantised=True)
     shutil.rmtree(entry, ignore_errors=True)
@@ -319,13 +319,20 @@ def _openvino() -> Any:
 
 
 @contextlib.contextmanager
-def _without_telemetry() -> Iterator[None]:
-    """OpenVINO and NNCF tell their makers of each conversion, unless they run in a CI."""
-    before = os.environ.get("CI")
+def _quietly() -> Iterator[None]:
+    """While OpenVINO and NNCF convert: no telemetry, and the log as it was afterwards.
+
+    They tell their makers of each conversion, unless they believe that they run in a CI. A
+    conversion that fails leaves the root logger deaf to anything but errors.
+    """
+    before, root = os.environ.get("CI"), logging.getLogger()
+    level, filters, handlers = root.level, [*root.filters], [*root.handlers]
     os.environ["CI"] = "true"
     try:
         yield
     finally:
+        root.setLevel(level)
+        root.filters, root.handlers = filters, handlers
         if before is None:
             del os.environ["CI"]
         else:
@@ -334,7 +341,7 @@ def _without_telemetry() -> Iterator[None]:
 
 def _export(encoder: keras.Model, graph: Path) -> None:
     try:
-        with _without_telemetry():
+        with _quietly():
             encoder.export(str(graph), format="openvino", verbose=False)
     except Exception as error:  # what its converter raises for a layer is not one type
         first = next((line for line in str(error).splitlines() if "rule" in line), "")
