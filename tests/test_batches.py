@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import time
 
 import numpy as np
 import pytest
@@ -156,13 +155,14 @@ def test_the_prior_offset_is_the_shift_of_the_log_odds():
     assert batches(negatives_per_positive=1e6).prior_offset == 0.0
 
 
-def test_a_store_is_read_by_its_path(tmp_path):
+@pytest.mark.parametrize("chunks", [None, {}])
+def test_maps_are_read_from_disk_as_they_are_in_memory(tmp_path, chunks):
     maps = numbered()
     maps.to_dataset(name="maps").chunk(time=24).to_zarr(tmp_path / "maps.zarr", zarr_format=3)
-    data = SequenceBatches(
-        tmp_path / "maps.zarr", rows_of(maps), labels=label_pattern(), batch_size=16, seed=1
-    )
-    np.testing.assert_array_equal(data[2][0], batches(batch_size=16, seed=1)[2][0])
+    stored = xr.open_zarr(tmp_path / "maps.zarr", chunks=chunks)["maps"]
+    for memory in (0, MEMORY):
+        data = batches(maps=stored, batch_size=16, seed=1, memory=memory)
+        np.testing.assert_array_equal(data[2][0], batches(batch_size=16, seed=1)[2][0])
 
 
 class Recorder(keras.layers.Layer):
@@ -241,27 +241,3 @@ def test_past_the_end_is_an_index_error():
     data = batches()
     with pytest.raises(IndexError):
         data[len(data)]
-
-
-def test_two_hundred_windows_a_second_from_disk(tmp_path):
-    n, shape = 240, (6, 41, 105)
-    times = np.datetime64("2001-01-01", "ns") + np.arange(n) * np.timedelta64(6, "h")
-    values = np.random.default_rng(0).standard_normal((n, *shape), np.float32)
-    maps = xr.DataArray(
-        values,
-        dims=("time", "channel", "latitude", "longitude"),
-        coords={"time": times},
-        name="maps",
-    )
-    maps.to_dataset().to_zarr(
-        tmp_path / "maps.zarr",
-        zarr_format=3,
-        encoding={"maps": {"chunks": (24, *shape), "compressors": None}},
-    )
-    rows = windows(times, length=12, step_hours=6)
-    data = SequenceBatches(tmp_path / "maps.zarr", rows, labels=np.zeros(n), batch_size=16)
-    _ = data[0]
-    begun = time.process_time()
-    read = sum(data[i][0].shape[0] for i in range(1, 8))
-    # Measured 450 on two cores; of processor time, so that a busy machine does not count.
-    assert read / (time.process_time() - begun) > 100

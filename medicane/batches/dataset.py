@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import keras
@@ -63,7 +62,7 @@ class SequenceBatches(keras.utils.PyDataset):
     Parameters
     ----------
     maps
-        (time, channel, latitude, longitude), lazy, or the path of a map store.
+        (time, channel, latitude, longitude), lazy: those of a map store.
     windows
         (window, length) indices into time, in its order, from `medicane.sequences`; or
         `RandomRuns`, which are cut into sequences of many lengths, anew for each epoch.
@@ -122,7 +121,7 @@ class SequenceBatches(keras.utils.PyDataset):
 
     def __init__(
         self,
-        maps: xr.DataArray | str | Path,
+        maps: xr.DataArray,
         windows: ArrayLike | RandomRuns,
         *,
         labels: ArrayLike,
@@ -140,8 +139,8 @@ class SequenceBatches(keras.utils.PyDataset):
         workers: int = 1,
         max_queue_size: int = 10,
     ) -> None:
-        source = maps if isinstance(maps, xr.DataArray) else xr.open_zarr(maps, chunks=None)["maps"]
-        n = source.sizes[names.TIME]
+        n = maps.sizes[names.TIME]
+        map_bytes = 4 * maps.size // n
         self._known, self._positive = _checked_labels(labels, n)
         self._weights = self._known.astype(np.float32)
         if weights is not None:
@@ -170,14 +169,14 @@ class SequenceBatches(keras.utils.PyDataset):
             negatives_per_positive=negatives_per_positive,
             hard_share=hard_share,
             shuffled_order=shuffled_order,
-            held=memory // (4 * source.size // n),
+            held=memory // map_bytes,
         )
         self._plan = (
             RunPlan(windows, series, sampling)
             if isinstance(windows, RandomRuns)
             else WindowPlan(windows, series, sampling, block=block)
         )
-        waiting = QUEUE // (4 * source.size // n * self._plan.maps_per_batch)
+        waiting = QUEUE // (map_bytes * self._plan.maps_per_batch)
         super().__init__(
             workers=workers,
             use_multiprocessing=False,
@@ -186,7 +185,7 @@ class SequenceBatches(keras.utils.PyDataset):
         self.batch_size, self.block, self.seed, self.epoch = batch_size, block, seed, 0
         self.piece_length: int | None = None
         self._previous_label = previous_label
-        self._held = HeldMaps(source, self._plan.spans)
+        self._held = HeldMaps(maps, self._plan.spans)
         self._laid_out: tuple[int, Epoch] | None = None
         self._begun, self._skipped, self._rest_is_done = False, 0, False
 

@@ -1,0 +1,255 @@
+"""Shuffled windows from disk for training, against windows cut from the same packed NetCDF.
+
+    python -m benchmarks.loader [--small]
+
+One record of hourly maps is written as packed NetCDF (int16, deflated, a map a chunk, which suits
+windows best) and prepared as ever. Ours is an epoch of `SequenceBatches` on the store, which is
+larger than the memory allowed; the others take as many windows as their time allows, and rates are
+compared. In memory, where nothing is read, all are alike: that ratio stands beside the others.
+"""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import xarray as xr
+import xbatcher
+from scipy.ndimage import gaussian_filter
+
+from benchmarks.claims import Claim, main, side_by_side
+from medicane.batches import SequenceBatches
+from medicane.config import make_config
+from medicane.sequences import windows
+from medicane.store import open_store, write_store
+
+CHANNELS = {"msl": ("Pa", 101_300, 900), "u10": ("m s-1", 2, 8), "v10": ("m s-1", -1, 8)} | {
+    "t2m": ("K", 290, 9),
+    "sst": ("K", 293, 5),
+}
+LENGTH, BATCH = 12, 16
+DIMENSIONS = ("time", "latitude", "longitude")
+
+
+def measure(small: bool) -> Iterator[Claim]:
+    """Shuffled windows of twelve maps a second, sixteen a batch, channels last in float32."""
+    n, degrees = (200, 1.0) if small else (1_460, 0.25)
+    with tempfile.TemporaryDirectory() as folder:
+        grids, store = Path(folder) / "era5.nc", Path(folder) / "maps.zarr"
+        write_grids(grids, n, degrees)
+        prepare(grids, store, degrees)
+        maps = open_store(store)["maps"]
+        map_bytes = 4 * maps.size // n
+        # A third of the record may be in memory; where it is long, no more than by default.
+        epoch = Epochs(maps, memory=min(300_000_000, n * map_bytes // 3))
+        several = 32 if small else 128
+        about = f"{n} hourly maps of {maps.shape[2]} x {maps.shape[3]} cells, {len(CHANNELS)} "
+        about += f"channels; {several} windows of the other side"
+        rounds = 1 if small else 3
+        with xr.open_dataset(grids) as packed:
+            yield side_by_side(
+                epoch,
+                sliced(packed, several),
+                claim="shuffled windows from disk",
+                against="xarray isel on packed NetCDF, shuffled",
+                unit="windows/s",
+                target=80,
+                rounds=rounds,
+                note=about,
+            )
+            yield side_by_side(
+                epoch,
+                batched(packed, several),
+                claim="shuffled windows from disk",
+                against="xbatcher on packed NetCDF, in order (it does not shuffle)",
+                unit="windows/s",
+                target=40,
+                rounds=rounds,
+                note=about,
+            )
+            loaded = packed.load()
+        kept = Epochs(maps, memory=10**10)
+        kept()  # reads them
+        for against, other in (
+            ("xarray isel, shuffled, in memory too", sliced(loaded, n)),
+            ("xbatcher, in order, in memory too", batched(loaded, several)),
+        ):
+            yield side_by_side(
+                kept,
+                other,
+                claim="the same windows of maps in memory",
+                against=against,
+                unit="windows/s",
+                rounds=rounds,
+                note="nothing is read or inflated: what is left of the ratio is no matter of disks",
+            )
+    yield memory(small)
+
+
+def write_grids(file: Path, n: int, degrees: float) -> None:
+    """Hourly maps of the Mediterranean, as the Climate Data Store used to pack them."""
+    rng = np.random.default_rng(0)
+    shape = (round(20 / degrees) + 1, round(52 / degrees) + 1)
+    smooth = gaussian_filter(rng.standard_normal((64, *shape)), (1, 3 / degrees, 3 / degrees))
+    smooth /= smooth.std()
+    variables, encoding = {}, {}
+    for name, (units, mean, deviation) in CHANNELS.items():
+        weights = rng.standard_normal((n, 64)) / 8
+        values = mean + deviation * np.tensordot(weights, smooth, axes=1)
+        variables[name] = (DIMENSIONS, values.astype(np.float32), {"units": units})
+        encoding[name] = {
+            "dtype": "int16",
+            "scale_factor": 10 * deviation / 65_000,
+            "add_offset": float(mean),
+            "_FillValue": -32_767,
+            "zlib": True,
+            "complevel": 1,
+            "chunksizes": (1, *shape),
+        }
+    coordinates = {
+        "time": np.datetime64("2001-01-01", "ns") + np.arange(n) * np.timedelta64(1, "h"),
+        "latitude": 48 - np.arange(shape[0]) * degrees,
+        "longitude": np.arange(shape[1]) * degrees - 10,
+    }
+    xr.Dataset(variables, coordinates).to_netcdf(file, encoding=encoding)
+
+
+def prepare(grids: Path, store: Path, degrees: float) -> None:
+    """Write the map store, as `medicane prepare` does."""
+    data = {"grids": str(grids), "store": str(store), "step_hours": 1, "degrees": degrees}
+    data |= {"catalogue": None, "channels": list(CHANNELS)}
+    write_store(make_config({"schema_version": 1, "data": data}))
+
+
+class Epochs:
+    """All windows of a record, shuffled; a new epoch at each call."""
+
+    def __init__(self, maps: xr.DataArray, *, memory: int) -> None:
+        n = maps.sizes["time"]
+        rows = windows(np.arange(n).astype("datetime64[h]"), length=LENGTH, step_hours=1)
+        unknown = np.full(n, -1)
+        self.batches = SequenceBatches(maps, rows, labels=unknown, batch_size=BATCH, memory=memory)
+
+    def __call__(self) -> int:
+        self.batches.on_epoch_begin()
+        count = sum(len(self.batches[i][0]) for i in range(len(self.batches)))
+        self.batches.on_epoch_end()
+        return count
+
+
+def sliced(ds: xr.Dataset, n: int) -> Callable[[], int]:
+    """Shuffled windows by `isel`, put together as a network takes them."""
+    starts = np.random.default_rng(1).permutation(ds.sizes["time"] - LENGTH + 1)[:n]
+
+    def work() -> int:
+        for first in range(0, len(starts), BATCH):
+            batch = [
+                ds[list(CHANNELS)].isel(time=slice(start, start + LENGTH)).to_array("channel")
+                for start in starts[first : first + BATCH]
+            ]
+            together(batch)
+        return len(starts)
+
+    return work
+
+
+def batched(ds: xr.Dataset, n: int) -> Callable[[], int]:
+    """Windows by xbatcher's generator, put together as a network takes them."""
+
+    def work() -> int:
+        sizes = {str(name): size for name, size in ds.sizes.items()}
+        generator = xbatcher.BatchGenerator(
+            ds[list(CHANNELS)], {**sizes, "time": LENGTH}, {"time": LENGTH - 1}, preload_batch=False
+        )
+        found: list[xr.DataArray] = []
+        count = 0
+        for window, _ in zip(generator, range(n), strict=False):
+            found.append(window.to_array("channel"))
+            if len(found) == BATCH:
+                together(found)
+                found = []
+            count += 1
+        return count
+
+    return work
+
+
+def together(batch: list[xr.DataArray]) -> np.ndarray:
+    """(window, map, latitude, longitude, channel) float32."""
+    arrays = [window.transpose(*DIMENSIONS, "channel").values for window in batch]
+    return np.stack(arrays).astype(np.float32, copy=False)
+
+
+# --- memory ---------------------------------------------------------------------------------------
+
+
+def memory(small: bool) -> Claim:
+    """Resident memory of the loader on a record far larger than it, in a process of its own."""
+    n = 2_000 if small else 100_000
+    done = subprocess.run(
+        [sys.executable, "-m", "benchmarks.loader", "peak", str(n)],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    before, after = (float(value) for value in done.stdout.split()[-2:])
+    return Claim(
+        claim=f"memory of the loader on {n:,} hourly maps, shuffled",
+        against="the same process before it",
+        unit="MB",
+        ours=after - before,
+        target=500,
+        note="81 x 209 cells, 6 channels; maps are made as they are read; the first "
+        f"{BATCHES_READ} batches, by when memory is full",
+    )
+
+
+BATCHES_READ = 150
+STATUS = Path("/proc/self/status")
+
+
+def peak(n: int) -> None:
+    """Print the peak resident memory before and after batches were drawn, MB."""
+    _ = Epochs(lazy_record(200), memory=10**6)()  # what is imported at first use
+    before = peak_mb()
+    batches = Epochs(lazy_record(n), memory=300_000_000).batches
+    for i in range(min(BATCHES_READ, len(batches))):
+        _ = batches[i]
+    print(before, peak_mb())
+
+
+def peak_mb() -> float:
+    """Not getrusage: its maximum includes the process that this one was forked from."""
+    (line,) = [line for line in STATUS.read_text().splitlines() if line.startswith("VmHWM")]
+    return int(line.split()[1]) / 1000
+
+
+def lazy_record(n: int) -> xr.DataArray:
+    """Maps of their own number, made when they are read."""
+
+    class Made(xr.backends.common.BackendArray):
+        shape, dtype = (n, 6, 81, 209), np.dtype(np.float32)
+
+        def __getitem__(self, key: Any) -> Any:
+            return xr.core.indexing.explicit_indexing_adapter(
+                key, self.shape, xr.core.indexing.IndexingSupport.BASIC, self.read
+            )
+
+        def read(self, key: Any) -> np.ndarray:
+            number = np.arange(*key[0].indices(n), dtype=np.float32)
+            return np.broadcast_to(number[:, None, None, None], (number.size, *self.shape[1:]))
+
+    lazy = xr.core.indexing.LazilyIndexedArray(Made())
+    return xr.DataArray(xr.Variable(("time", "channel", "latitude", "longitude"), lazy))
+
+
+if __name__ == "__main__":
+    if sys.argv[1:2] == ["peak"]:
+        peak(int(sys.argv[2]))
+    else:
+        main(measure)
