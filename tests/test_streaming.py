@@ -343,6 +343,26 @@ def test_what_is_refused_leaves_the_detector_as_it_was(
     assert stream.label(maps[4]) == pytest.approx(undisturbed.label(maps[4]), nan_ok=True, abs=0)
 
 
+@pytest.mark.parametrize("carry", [False, True])
+def test_a_map_that_was_broken_off_is_not_there_twice(gru: keras.Model, carry: bool) -> None:
+    """Someone interrupts it once the map is encoded, and tries again."""
+    maps = series(every_step(6))
+    stream, undisturbed = (StreamingDetector(gru, carry_state=carry) for _ in range(2))
+    network = stream._network
+    for number, new in enumerate(maps):
+        if number == 4:
+            with pytest.MonkeyPatch.context() as patch:
+                patch.setattr(network, "knows_its_domain", True)
+                patch.setattr(network, "errors", interrupted)
+                with pytest.raises(KeyboardInterrupt):
+                    stream.label(new)
+        assert labels([stream.label(new)])[0, 0] == labels([undisturbed.label(new)])[0, 0]
+
+
+def interrupted() -> np.ndarray:
+    raise KeyboardInterrupt
+
+
 @pytest.mark.parametrize(
     ("shape", "time", "message"),
     [

@@ -143,9 +143,14 @@ class StreamingDetector:
                 *(self._where, _told(at), _told(self._last), self._step_hours),
             )
             self._forget()
-        self._network.read(np.moveaxis(values, 0, -1)[None])
-        error = self._network.errors()[0] if self._network.knows_its_domain else np.nan
-        logit = float(self._network.newest() if self._head is None else self._carry_on())
+        before = self._network.memory
+        try:
+            self._network.read(np.moveaxis(values, 0, -1)[None])
+            error = self._network.errors()[0] if self._network.knows_its_domain else np.nan
+            logit = float(self._network.newest() if self._head is None else self._carry_on())
+        except BaseException:  # whoever tries the map again must not have it twice
+            self._network.remember(before)
+            raise
         self._shape, self._axes = values.shape[1:], self._axes or axes
         self._last = at
         self._since += 1
