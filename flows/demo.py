@@ -28,7 +28,7 @@ def flow_steps() -> pipeline.Steps:
         detect=lambda path, inputs, model, out: detect(
             inputs=inputs,
             model=model,
-            out=out,
+            out=str(out),
             tracking_uri=pipeline.tracking_uri(load_config(path)),
         ),
     )

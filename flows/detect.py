@@ -1,7 +1,6 @@
 """The flow ``detect``: new grids in, probabilities and events out, here or on a dask cluster."""
 
 from collections.abc import Callable, Iterator, Sequence
-from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from prefect import flow, task

@@ -28,6 +28,10 @@ from medicane.store.commits import sole_writer
 
 #: The group of ``detections.nc`` that keeps the last maps, so that the next run knows its history.
 HISTORY_GROUP = "history"
+#: Times are whole seconds, whatever the file.
+TIME_ENCODING = {"units": "seconds since 1970-01-01", "dtype": "int64"}
+#: The law that broken detections break.
+WRITTEN_BY_MEDICANE = "must be detections that medicane wrote, or not exist"
 
 
 def continued(
@@ -255,14 +259,24 @@ def read_detections(path: Path) -> tuple[xr.Dataset, xr.DataArray | None]:
         if has_history:
             with xr.open_dataset(path, group=HISTORY_GROUP, engine="netcdf4") as stored:
                 history = stored["maps"].load()
-        missing = {"probability", "logit", "n_sequences", "medicane"} - set(detections.data_vars)
-        if missing or not detections.sizes.get(names.TIME):
-            raise ValueError(f"no {', '.join(sorted(missing)) or 'map'}")
     except Exception as error:  # of whatever kind damaged bytes bring up
-        raise InputError(
-            path, "must be detections that medicane wrote, or not exist", found=error
-        ) from None
+        raise InputError(path, WRITTEN_BY_MEDICANE, found=error) from None
+    check_series(detections, where=path)
     return detections, history
+
+
+def check_series(detections: xr.Dataset, *, where: object) -> None:
+    """Refuse what is no series of detections.
+
+    Raises
+    ------
+    InputError
+        Naming what is missing.
+    """
+    missing = {"probability", "logit", "n_sequences", "medicane"} - set(detections.data_vars)
+    if missing or not detections.sizes.get(names.TIME):
+        found = f"no {', '.join(sorted(missing)) or 'map'}"
+        raise InputError(where, WRITTEN_BY_MEDICANE, found=found)
 
 
 def detections_digest(out: Path) -> str | None:
@@ -309,7 +323,7 @@ def write_detections(
         If the folder cannot be written, or another process is writing or has written there.
     """
     target, listing = out / "detections.nc", out / "events.csv"
-    encoding = {names.TIME: {"units": "seconds since 1970-01-01", "dtype": "int64"}}
+    encoding = {names.TIME: TIME_ENCODING}
     with sole_writer(target):
         for pattern in _TEMPORARY:
             for litter in out.glob(pattern):
@@ -324,15 +338,29 @@ def write_detections(
         try:
             detections.to_netcdf(temporary, encoding=encoding)
             if history is not None:
-                kept = history.to_dataset(name="maps").drop_vars(
-                    [c for c in history.coords if c not in history.dims]
-                )
+                kept = history_dataset(history)
                 kept.to_netcdf(temporary, mode="a", group=HISTORY_GROUP, encoding=encoding)
             write_events(out, detections, step_hours=step_hours)
             os.replace(temporary, target)
         finally:
             temporary.unlink(missing_ok=True)
     return target, listing
+
+
+def history_dataset(history: xr.DataArray) -> xr.Dataset:
+    """The last maps as they are kept beside the detections: ``maps``, and its dimensions."""
+    bare = [name for name in history.coords if name not in history.dims]
+    return history.to_dataset(name="maps").drop_vars(bare)
+
+
+def event_files(detections: xr.Dataset, *, step_hours: int) -> tuple[pd.DataFrame, dict[str, str]]:
+    """The events, and the text of ``events.csv`` and ``tracks.csv``."""
+    table = events(detections, step_hours=step_hours)
+    tracks = event_tracks(detections, table, step_hours=step_hours)
+    return table, {
+        "events.csv": table.to_csv(index=False),
+        "tracks.csv": tracks.to_csv(index=False),
+    }
 
 
 def write_events(out: Path, detections: xr.Dataset, *, step_hours: int) -> pd.DataFrame:
@@ -343,10 +371,9 @@ def write_events(out: Path, detections: xr.Dataset, *, step_hours: int) -> pd.Da
     pandas.DataFrame
         The events.
     """
-    table = events(detections, step_hours=step_hours)
-    tracks = event_tracks(detections, table, step_hours=step_hours)
-    for path, rows in ((out / "events.csv", table), (out / "tracks.csv", tracks)):
-        text = rows.to_csv(index=False)
+    table, files = event_files(detections, step_hours=step_hours)
+    for name, text in files.items():
+        path = out / name
         if not path.is_file() or path.read_text(encoding="utf-8") != text:
             _replace_text(path, text)
     return table

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import contextlib
 import http.client
+import json
 import os
 import re
 import socket
@@ -207,6 +208,37 @@ def breaking(upstream: str) -> Iterator[tuple[str, Faults]]:
     faults = Faults(upstream)
     with serving(Breaking, faults=faults) as (address, _):
         yield address, faults
+
+
+class Bucket(Quiet):
+    """Files of a folder as objects of a bucket of Google Cloud Storage, for anyone to read."""
+
+    def do_GET(self) -> None:
+        server: Any = self.server
+        path = urllib.parse.urlsplit(self.path).path
+        match = re.fullmatch(r"(/download)?/storage/v1/b/([^/]+)/o/(.+)", path)
+        file = server.folder / urllib.parse.unquote(match[3]) if match else server.folder
+        if match is None or not file.is_file():
+            return self.answer(404, b'{"error": {"code": 404, "message": "Not Found"}}')
+        data = file.read_bytes()
+        if not match[1]:
+            about = {"kind": "storage#object", "bucket": match[2], "name": match[3]}
+            times = dict.fromkeys(("updated", "timeCreated"), "2020-01-01T00:00:00.000Z")
+            told = json.dumps({**about, **times, "size": str(len(data))})
+            return self.answer(200, told.encode(), Content_Type="application/json")
+        asked = re.fullmatch(r"bytes=(\d+)-(\d*)", self.headers.get("Range", ""))
+        if asked:
+            first, last = int(asked[1]), min(int(asked[2] or len(data)), len(data) - 1)
+            told = f"bytes {first}-{last}/{len(data)}"
+            return self.answer(206, data[first : last + 1], Content_Range=told)
+        return self.answer(200, data)
+
+
+@contextlib.contextmanager
+def bucket(folder: Path) -> Iterator[str]:
+    """The address of Google Cloud Storage with a folder's files in each of its buckets."""
+    with serving(Bucket, folder=folder) as (address, _):
+        yield address
 
 
 #: What an S3 client wants to know; the object store takes any.

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from medicane import names
 from medicane.config import ChannelFormula, Domain, Label, Precision
-from medicane.errors import InputError
+from medicane.errors import InputError, redacted
 from medicane.pipeline.summaries import Detected, Progress
 
 if TYPE_CHECKING:
@@ -57,7 +57,8 @@ def detect(
     model
         A model URI or ``.keras`` file. It says the area, spacing, step, channels and threshold.
     out
-        Folder of ``detections.nc``, ``events.csv`` and ``tracks.csv``.
+        Folder of ``detections.nc``, ``events.csv`` and ``tracks.csv``; or a URI of an object
+        store, see `medicane.places`.
     mode
         ``causal`` or ``fused``; see `medicane.predict`.
     precision
@@ -84,14 +85,14 @@ def detect(
     from medicane import detections as found
     from medicane import experiments
     from medicane import model as detector
+    from medicane.places import place_of
     from medicane.runtime import open_encoder
     from medicane.sequences import as_slice, at_steps, contiguous_periods
-    from medicane.store.commits import writable_folder
     from medicane.store.schema import lows_to_json
 
     if threshold is not None and not 0 < threshold < 1:
         raise InputError("--threshold", "must lie between 0 and 1", found=threshold)
-    folder = writable_folder(out, where="--out")
+    place = place_of(out)
     file = experiments.model_file(model, tracking=tracking)
     network = detector.load_detector(file.path)
     facts = detector.facts_of(network)
@@ -119,17 +120,17 @@ def detect(
         shape=(maps.sizes[names.LATITUDE], maps.sizes[names.LONGITUDE]),
         where=where,
     )
-    before, history, read = None, None, found.detections_digest(folder)
+    before, history, read = None, None, place.digest()
     times = maps.indexes[names.TIME]
     fresh = np.arange(len(times))
     if read is not None:
-        before, history = found.read_detections(folder / "detections.nc")
+        before, history = place.read()
         before.attrs.setdefault("precision", "float32")  # before there was another one
         found.same_model(
             before,
             attributes,
             keys=("model_digest", "threshold", "mode", "precision"),
-            where=folder / "detections.nc",
+            where=place.detections,
         )
         last = before.indexes[names.TIME][-1]
         if type(last) is not type(times[0]):
@@ -195,22 +196,20 @@ def detect(
             predicted,
             threshold=attributes["threshold"],
             lows=lows,
-            attributes={**attributes, "source": ", ".join(map(str, inputs))},
+            attributes={**attributes, "source": redacted(", ".join(map(str, inputs)))},
         )
         kept = series.isel({names.TIME: slice(-(length - 1), None)}).load()
         datetimes = isinstance(times, pd.DatetimeIndex)
         kept.attrs["last_lows"] = lows_to_json(last_lows) if datetimes else ""
-        found.write_detections(
-            folder, before, step_hours=step_hours, history=kept, replaces=read or ""
-        )
+        place.write(before, step_hours=step_hours, history=kept, replaces=read or "")
         _warn_of_a_smaller_area(maps, Domain(**facts["domain"]), where=where)
     else:
         LOG.info("%s: no map is newer than the last detection", where)
     assert before is not None  # without detections, `at_steps` finds a map or raises
-    table = found.write_events(folder, before, step_hours=step_hours)
+    table = place.write_events(before, step_hours=step_hours)
     return Detected(
-        detections=str(folder / "detections.nc"),
-        events=str(folder / "events.csv"),
+        detections=place.detections,
+        events=place.events,
         n_maps=before.sizes[names.TIME],
         n_new=on_step.size,
         n_skipped=len(times) - fresh.size,
@@ -366,15 +365,16 @@ def file_digest(path: Path) -> str:
     return "sha256:" + hashlib.sha256(path.read_bytes()).hexdigest()
 
 
-def probability_strip(path: Path, *, days: int = 60) -> str:
-    """The last days of ``detections.nc`` as text: one mark a day, and the events among them.
+def probability_strip(path: str | Path, *, days: int = 60) -> str:
+    """The last days of detections as text: one mark a day, and the events among them.
 
     Each mark is the highest probability of its day, from ``▁`` (0) to ``█`` (1), ``·`` where there
     is none.
     """
-    from medicane.detections import events, read_detections
+    from medicane.detections import events
+    from medicane.places import read_from
 
-    detections, _ = read_detections(path)
+    detections = read_from(path)
     daily = detections["probability"].to_series().resample("1D").max()[-days:]
     marks = "".join("·" if np.isnan(p) else "▁▂▃▄▅▆▇█"[min(int(p * 8), 7)] for p in daily)
     lines = [

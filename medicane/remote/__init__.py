@@ -351,6 +351,10 @@ def _arguments(protocol: str, options: StorageOptions | None) -> dict[str, Any]:
     elif protocol in ("s3", "s3a"):
         # botocore's own tries would multiply with those of `_again`.
         ours = {"config_kwargs": {"retries": {"total_max_attempts": 1, "mode": "standard"}}}
+    elif protocol in ("gs", "gcs"):
+        # Otherwise each operation first asks, over gRPC, of what kind the bucket is; without an
+        # account nobody answers, and it waits for a minute where gRPC does not pass.
+        os.environ.setdefault("GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT", "false")
     return (
         ours | dict(conf.get(protocol, {})) | copy.deepcopy(dict((options or {}).get(protocol, {})))
     )
