@@ -259,6 +259,23 @@ def test_files_of_two_grids_are_not_mixed(grib, tmp_path) -> None:
     assert "latitude: coordinates must be exactly equal" in told
 
 
+# Stores in the cloud ----------------------------------------------------------------------------
+
+
+def test_times_ahead_of_the_data_are_no_maps(caplog) -> None:
+    """ARCO-ERA5 has an axis of 150 years, and says in attributes what it holds."""
+    ds = dialects.dataset(dialects.fields(8))
+    ahead = ds.assign_attrs(valid_time_start="1940-01-01", valid_time_stop="2020-09-17")
+    assert standardise(ahead).sizes["time"] == 4
+    assert not caplog.records
+    ahead.attrs["valid_time_stop_era5t"] = "2020-09-18"
+    assert standardise(ahead, where="arco").sizes["time"] == 8
+    assert "arco: 4 of 8 maps, 2020-09-18T00:00:00" in caplog.text
+    ahead.attrs = {"valid_time_stop": "1999-12-31"}
+    with pytest.raises(InputError, match="the data end on 1999-12-31"):
+        standardise(ahead)
+
+
 # Calendars and models ----------------------------------------------------------------------------
 
 

@@ -396,7 +396,7 @@ def test_densenet121_learns_from_pictures_with_local_weights(tmp_path) -> None:
         include_top=False, weights=None, input_shape=(None, None, 3)
     )
     source.save_weights(tmp_path / "densenet121.weights.h5")
-    for i, time in enumerate(pd.date_range("2001-01-01", periods=60, freq="6h")):
+    for i, time in enumerate(pd.date_range("2001-01-01", periods=120, freq="6h")):
         there = i % 12 >= 9
         values = np.random.default_rng(i).integers(0, 80, (32, 32, 3), dtype=np.uint8)
         values[8:16, 8:16] = 255 if there else values[8:16, 8:16]

@@ -220,7 +220,7 @@ def test_missing_values_stay_where_they_are() -> None:
     assert (out.values[(away > 2).values] == 101_000).all()
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=15, deadline=None)
 @given(
     seed=st.integers(0, 1000),
     n=st.integers(60, 400),

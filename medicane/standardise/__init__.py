@@ -173,7 +173,7 @@ def plan(
         check_directions(ds, raw_names, where)
     else:
         ds = axes.with_horizontal(ds, where)
-    ds = axes.with_valid_times(ds, where)
+    ds = axes.within_valid_range(axes.with_valid_times(ds, where), where)
     ds = _with_levels(ds, units, where)
     factors = {}
     for name in wanted:

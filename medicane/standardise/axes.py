@@ -87,6 +87,37 @@ def with_valid_times(ds: xr.Dataset, where: str) -> xr.Dataset:
     return ds.assign_coords({names.TIME: (names.TIME, checked, ATTRIBUTES[names.TIME])})
 
 
+def within_valid_range(ds: xr.Dataset, where: str) -> xr.Dataset:
+    """The maps that there are: ARCO-ERA5 has times far ahead of its data, and says where they end.
+
+    Its attributes ``valid_time_start``, ``valid_time_stop`` and ``valid_time_stop_era5t`` are days;
+    those after ``valid_time_stop`` are ERA5T. ``time`` must be a dimension already.
+
+    Raises
+    ------
+    InputError
+        If no map lies within them.
+    """
+    days = {}
+    for key in ("valid_time_start", "valid_time_stop", "valid_time_stop_era5t"):
+        try:
+            days[key] = np.datetime64(str(ds.attrs[key]), "D")
+        except (KeyError, ValueError):
+            continue
+    times = ds[names.TIME].values
+    if "valid_time_stop" not in days or not np.issubdtype(times.dtype, np.datetime64):
+        return ds
+    final = days["valid_time_stop"]
+    last = max(final, days.get("valid_time_stop_era5t", final))
+    of_day = times.astype("datetime64[D]")
+    held = np.flatnonzero((of_day >= days.get("valid_time_start", of_day[0])) & (of_day <= last))
+    if not held.size:
+        raise InputError(f"{where}: time", f"the data end on {last}", found=_told(times[0]))
+    versions = np.where(of_day[held] > final, names.ERA5T, names.ERA5)
+    _tell_preliminary(times[held], versions, where)
+    return ds.isel({names.TIME: slice(int(held[0]), int(held[-1]) + 1)})
+
+
 def _tell_preliminary(times: np.ndarray, versions: np.ndarray, where: str) -> None:
     preliminary = times[versions == names.ERA5T]
     if preliminary.size:
