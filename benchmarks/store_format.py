@@ -1,148 +1,125 @@
-"""Plain Zarr or Icechunk, compressed or not, and how many maps a chunk: what the store is made of.
+"""What packing is worth: the store's maps against the same maps as float32, through Zarr.
 
-    python benchmarks/store_format.py [--maps 2920] [--windows 400]
+    python -m benchmarks.store_format [--small]
 
-Writes the same maps (41 × 105, 6 channels, float32, smooth fields with full mantissas, which is
-the worst case for a compressor) block by block with one commit for every 8 blocks, then reads
-windows of 12 maps in order and shuffled, 16 a batch, as `medicane.batches` does. Everything lies in
-one temporary folder; the page cache is warm, so the figures are the cost of the format and not of
-the disk. One line of JSON per layout.
+The other side is what the store was before: one array of float32, 24 whole maps an uncompressed
+chunk, read by xarray and Zarr. Maps are smooth fields with full mantissas; the page cache is warm,
+so the figures are the cost of the format and not of the disk. Both sides give blocks channels last,
+as the detector takes them.
 """
 
 from __future__ import annotations
 
-import argparse
-import json
 import tempfile
-import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import xarray as xr
-import zarr
 from scipy.ndimage import gaussian_filter
-from zarr.codecs import BloscCodec, ZstdCodec
 
-SHAPE = (6, 41, 105)
-LENGTH, BATCH, BLOCK, COMMIT = 12, 16, 96, 8
+from benchmarks.claims import Claim, main, side_by_side
+from medicane.channels import describe
+from medicane.packing import Packing, read_block
+from medicane.store import open_store
+from medicane.store.commits import CommittedGroup
+from medicane.store.schema import array_plans
+
+CHANNELS = ("msl", "u10", "v10", "t2m", "sst", "tcwv")
+DIMENSIONS = ("time", "channel", "latitude", "longitude")
+LENGTH = 12
 
 
-def smooth_maps(n: int) -> np.ndarray:
+def measure(small: bool) -> Iterator[Claim]:
+    """Maps a second from disk, in order and as random windows; bytes."""
+    n, grid = (192, (11, 16)) if small else (2_880, (81, 209))
+    maps = smooth_maps(n, grid)
+    with tempfile.TemporaryDirectory() as folder:
+        packed, plain = Path(folder) / "packed.zarr", Path(folder) / "plain.zarr"
+        write_packed(packed, maps)
+        write_plain(plain, maps)
+        ours, theirs = open_store(packed)["maps"], xr.open_zarr(plain, chunks=None)["maps"]
+        sizes = [size(path) / 1e6 for path in (packed, plain)]
+        about = f"{n} maps of {grid[0]} x {grid[1]} cells, {len(CHANNELS)} channels; "
+        about += f"{sizes[0]:.0f} MB against {sizes[1]:.0f} MB"
+        starts = np.random.default_rng(1).integers(0, n - LENGTH, 32 if small else 400)
+        orders: list[tuple[str, list[tuple[int, int]]]] = [
+            ("maps from disk, in order", [(i, i + 96) for i in range(0, n - 95, 96)]),
+            ("windows of 12 maps from disk, at random", [(s, s + LENGTH) for s in starts.tolist()]),
+        ]
+        for claim, blocks in orders:
+            yield side_by_side(
+                reading(ours, blocks),
+                reading(theirs, blocks),
+                claim=claim,
+                against="the same maps as float32, through Zarr",
+                unit="maps/s",
+                rounds=1 if small else 5,
+                note=about,
+            )
+
+
+def smooth_maps(n: int, grid: tuple[int, int]) -> xr.DataArray:
+    """Maps (time, channel, latitude, longitude) that change slowly in space."""
     rng = np.random.default_rng(0)
-    pool = gaussian_filter(rng.standard_normal((64, *SHAPE)), (1, 0, 3, 3)).astype(np.float32)
+    shape = (64, len(CHANNELS), *grid)
+    pool = gaussian_filter(rng.standard_normal(shape), (1, 0, 3, 3)).astype(np.float32)
     weights = rng.standard_normal((n, 64)).astype(np.float32)
-    return np.tensordot(weights, pool, axes=1)
+    times = np.datetime64("2001-01-01", "ns") + np.arange(n) * np.timedelta64(6, "h")
+    coordinates = {
+        "time": times,
+        "channel": list(CHANNELS),
+        "latitude": np.linspace(48, 28, grid[0]),
+        "longitude": np.linspace(-10, 42, grid[1]),
+    }
+    values = np.tensordot(weights, pool, axes=1)
+    return xr.DataArray(values, coordinates, DIMENSIONS, name="maps")
 
 
-def create(group: zarr.Group, *, chunk: int, compressors: Any) -> zarr.Array:
-    return group.create_array(
-        "maps",
-        shape=(0, *SHAPE),
-        chunks=(chunk, *SHAPE),
-        dtype="float32",
-        compressors=compressors,
-        dimension_names=("time", "channel", "latitude", "longitude"),
-    )
-
-
-def write(maps: np.ndarray, array: zarr.Array, start: int) -> None:
-    array.resize((start + len(maps), *SHAPE))
-    array[start:] = maps
-
-
-def write_plain(folder: Path, maps: np.ndarray, **layout: Any) -> None:
-    array = create(zarr.open_group(folder, mode="w", zarr_format=3), **layout)
-    for i, start in enumerate(range(0, len(maps), BLOCK)):
-        write(maps[start : start + BLOCK], array, start)
-        if i % COMMIT == COMMIT - 1:
-            zarr.consolidate_metadata(folder)
-    zarr.consolidate_metadata(folder)
-
-
-def write_icechunk(folder: Path, maps: np.ndarray, **layout: Any) -> None:
-    import icechunk
-
-    repo = icechunk.Repository.create(icechunk.local_filesystem_storage(str(folder)))
-    session = repo.writable_session("main")
-    create(zarr.open_group(session.store, mode="a"), **layout)
-    for i, start in enumerate(range(0, len(maps), BLOCK)):
-        array = zarr.open_group(session.store)["maps"]
-        assert isinstance(array, zarr.Array)
-        write(maps[start : start + BLOCK], array, start)
-        if i % COMMIT == COMMIT - 1:
-            session.commit("block")
-            session = repo.writable_session("main")
-    if session.has_uncommitted_changes:
-        session.commit("end")
-
-
-def open_plain(folder: Path) -> xr.Dataset:
-    return xr.open_zarr(folder, chunks=None)
-
-
-def open_icechunk(folder: Path) -> xr.Dataset:
-    import icechunk
-
-    repo = icechunk.Repository.open(icechunk.local_filesystem_storage(str(folder)))
-    return xr.open_zarr(repo.readonly_session("main").store, chunks=None, consolidated=False)
-
-
-def windows_per_second(ds: xr.Dataset, starts: np.ndarray) -> float:
-    begun = time.perf_counter()
-    total = 0.0
-    for i in range(0, len(starts), BATCH):
-        batch = np.stack(
-            [ds["maps"][s : s + LENGTH].values for s in np.sort(starts[i : i + BATCH])]
-        )
-        total += float(np.ascontiguousarray(batch.transpose(0, 1, 3, 4, 2))[0, 0, 0, 0, 0])
-    assert np.isfinite(total)
-    return len(starts) / (time.perf_counter() - begun)
-
-
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--maps", type=int, default=2920)
-    parser.add_argument("--windows", type=int, default=400)
-    options = parser.parse_args()
-    maps = smooth_maps(options.maps)
-    rng = np.random.default_rng(1)
-    starts = rng.integers(0, options.maps - LENGTH, options.windows)
-    lz4 = BloscCodec(cname="lz4", clevel=3, shuffle="shuffle")
-    zstd = ZstdCodec(level=1)
-    layouts = [
-        ("zarr", 24, "none", None),
-        ("zarr", 12, "none", None),
-        ("zarr", 8, "none", None),
-        ("zarr", 24, "zstd-1", zstd),
-        ("zarr", 24, "blosc-lz4", lz4),
-        ("icechunk", 24, "none", None),
-        ("icechunk", 24, "blosc-lz4", lz4),
+def write_packed(path: Path, maps: xr.DataArray) -> None:
+    """A map store of these maps, without labels and lows."""
+    values = maps.values
+    packings = [
+        Packing.fit(float(x.min()), float(x.max()), about=float(x.mean()))
+        for x in values.swapaxes(0, 1)
     ]
-    for kind, chunk, name, codec in layouts:
-        with tempfile.TemporaryDirectory() as folder:
-            path = Path(folder) / "store"
-            begun = time.perf_counter()
-            writer = write_plain if kind == "zarr" else write_icechunk
-            writer(path, maps, chunk=chunk, compressors=codec)
-            wrote = time.perf_counter() - begun
-            size = sum(f.stat().st_size for f in path.rglob("*") if f.is_file())
-            begun = time.perf_counter()
-            ds = open_plain(path) if kind == "zarr" else open_icechunk(path)
-            opened = time.perf_counter() - begun
-            assert np.array_equal(ds["maps"][-1].values, maps[-1])
-            result = {
-                "format": kind,
-                "maps_a_chunk": chunk,
-                "compressor": name,
-                "write_maps_per_s": round(len(maps) / wrote),
-                "megabytes": round(size / 1e6, 1),
-                "open_ms": round(opened * 1e3, 1),
-                "ordered_windows_per_s": round(windows_per_second(ds, np.sort(starts))),
-                "shuffled_windows_per_s": round(windows_per_second(ds, starts)),
+    lsm = np.zeros(values.shape[2:], np.float32)
+    plans = array_plans(maps, describe(CHANNELS), packings, lsm=lsm, levels=())
+    group = CommittedGroup.create(path, plans)
+    for start in range(0, len(values), 96):
+        block = values[start : start + 96]
+        packed = zip(CHANNELS, packings, block.swapaxes(0, 1), strict=True)
+        group.append(
+            {
+                "time": maps["time"].values[start : start + 96].astype("datetime64[s]").astype(int),
+                "medicane": np.zeros(len(block), np.int8),
+                "storm": np.full(len(block), "", object),
+                **{name: packing.pack(one) for name, packing, one in packed},
             }
-            print(json.dumps(result))
+        )
+    group.commit({"schema_version": 2, "complete": 1, "content_digest": ""})
+
+
+def write_plain(path: Path, maps: xr.DataArray) -> None:
+    """The same maps as one array of float32."""
+    encoding = {"maps": {"chunks": (24, *maps.shape[1:]), "compressors": None}}
+    maps.drop_vars("channel").to_dataset().to_zarr(path, zarr_format=3, encoding=encoding)
+
+
+def size(path: Path) -> int:
+    """Bytes of the maps of a store."""
+    arrays = [path / name for name in (*CHANNELS, "maps")]
+    return sum(f.stat().st_size for a in arrays for f in a.rglob("*") if f.is_file())
+
+
+def reading(maps: xr.DataArray, blocks: list[tuple[int, int]]) -> Callable[[], float]:
+    """A side: reads these blocks, channels last; how many maps that were."""
+
+    def side() -> float:
+        return sum(len(read_block(maps, start, stop)) for start, stop in blocks)
+
+    return side
 
 
 if __name__ == "__main__":
-    main()
+    main(measure)

@@ -1,6 +1,9 @@
-"""Maps in memory as the detector takes them, whatever they come from."""
+"""Maps as 16-bit integers on disk, and in memory as the detector takes them: channels last."""
 
 from __future__ import annotations
+
+import math
+from dataclasses import dataclass
 
 import numpy as np
 import xarray as xr
@@ -11,12 +14,89 @@ from medicane import names
 #: Dimensions of what `read_block` gives.
 CHANNELS_LAST = (names.TIME, names.LATITUDE, names.LONGITUDE, names.CHANNEL)
 
+#: Integers used are ± this: symmetrical, and −32768 is left over.
+LARGEST = 32_767
+#: What −32768 means; no map holds it, for maps are whole.
+MISSING = -32_768
+#: A packing reaches at least this many times as far as the values that it was fitted to.
+MARGIN = 8
+#: Offsets are multiples of this many steps, so that samples of one record mostly agree on one.
+COARSE = 4_096
+
+
+@dataclass(frozen=True)
+class Packing:
+    """Value = integer · scale + offset, as CF has it.
+
+    The scale is a power of two (as in GRIB) and the offset a multiple of it, so that unpacking is
+    exact in float32: every reader finds the same value, to the bit.
+
+    Attributes
+    ----------
+    scale, offset
+        In the units of the channel.
+    error
+        Largest difference between a value and what is unpacked of it: half the scale, and up to
+        one scale after maps were packed anew, with a wider reach.
+    """
+
+    scale: float
+    offset: float
+    error: float
+
+    @classmethod
+    def fit(cls, least: float, most: float, *, about: float) -> Packing:
+        """A packing that reaches `MARGIN` to twice `MARGIN` times as far as these values.
+
+        Never finer than float32 itself; so a channel of one value is packed to its last bit or
+        the one before.
+
+        Parameters
+        ----------
+        least, most
+            Of some of the values.
+        about
+            Their mean: the offset is near it.
+        """
+        largest = max(abs(least), abs(most), abs(about))
+        far = max(most - about, about - least)
+        # 2^exponent > |value| needs 24 bits of that size, one of them for the integer's own reach.
+        exponent = math.frexp(largest)[1] - 23
+        if far > 0:
+            fraction, wanted = math.frexp(MARGIN * far / LARGEST)
+            exponent = max(exponent, wanted - (fraction == 0.5))
+        scale = math.ldexp(1.0, exponent)
+        return cls(scale, round(about / scale / COARSE) * COARSE * scale, scale / 2)
+
+    def holds(self, least: float, most: float) -> bool:
+        """Whether values from `least` to `most` can be packed."""
+        reach = LARGEST * self.scale
+        return self.offset - reach <= least and most <= self.offset + reach
+
+    def widened(self, least: float, most: float) -> Packing:
+        """A packing for these values and for all that this one holds, with the error of both."""
+        wide = Packing.fit(least, most, about=self.offset)
+        return Packing(wide.scale, wide.offset, self.error + wide.error)
+
+    def pack(self, values: NDArray[np.floating]) -> NDArray[np.int16]:
+        """The nearest integers to values that it `holds`, any shape."""
+        steps = np.subtract(values, self.offset, dtype=np.float64)
+        steps *= 1 / self.scale
+        return np.rint(steps, out=steps).astype(np.int16)
+
+    def unpack(
+        self, packed: NDArray[np.int16], out: NDArray[np.float32] | None = None
+    ) -> NDArray[np.float32]:
+        """The values, any shape, written into `out` if it is given."""
+        values = np.multiply(packed, np.float32(self.scale), dtype=np.float32)
+        return np.add(values, np.float32(self.offset), out=values if out is None else out)
+
 
 def read_block(maps: xr.DataArray, start: int, stop: int) -> NDArray[np.float32]:
     """Read maps `start` to `stop` (without it), channels last.
 
-    Read first, transposed then: a lazy array that is transposed first is read cell by cell, and one
-    indexed by an array of indices is read piece by piece.
+    Read first, transposed then: a lazy array that is transposed first is read cell by cell. Maps
+    of the store come channels last as they are, and nothing is copied.
 
     Parameters
     ----------

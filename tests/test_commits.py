@@ -135,7 +135,7 @@ def test_rewriting_and_appending_commit_together(group, path):
 
 def test_what_a_dead_writer_left_does_not_show(group, path):
     group.append(rows(6, 11))  # and never commits
-    (path / "maps" / "c" / "7.0123.partial").write_text("half a chunk")
+    (path / "name" / "c" / "7.0123.partial").write_text("half a chunk")
     again = CommittedGroup.open(path)
     assert again.length == again.written == 6
     assert not list(path.rglob("*.partial"))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import pickle
 import shutil
 import signal
 import subprocess
@@ -14,6 +15,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import xarray as xr
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from medicane import names, store
 from medicane.channels import derive
@@ -21,13 +24,16 @@ from medicane.config import Config, make_config
 from medicane.errors import InputError
 from medicane.grids import open_grids
 from medicane.standardise import standardise
-from medicane.store import open_store, verify_store, write_store
-from medicane.store.commits import sole_writer
+from medicane.store import maps_where, open_store, read_block, verify_store, write_store
+from medicane.store.chunks import ChunkFiles
+from medicane.store.commits import CommittedGroup, sole_writer
+from medicane.store.source import open_source, parts_of
 
 LATITUDE = np.arange(44.0, 33.9, -0.5)
 LONGITUDE = np.arange(0.0, 12.1, 0.5)
 LEVELS = np.array([1000, 900, 850, 700, 600, 500, 400, 300.0])
 START = np.datetime64("2001-01-01", "ns")
+DIMS = ("time", "channel", "latitude", "longitude")
 CATALOGUE = "storm,start,end,phase\nnuma,2001-01-05T00:00,2001-01-06T00:00,medicane\n"
 
 
@@ -89,8 +95,8 @@ def recipe(folder: Path, out: Path, files: str = "*.nc", **options: object) -> C
 
 @pytest.fixture(autouse=True)
 def small_blocks(monkeypatch):
-    """Several blocks in a short record."""
-    monkeypatch.setattr(store, "BLOCK", 48)
+    """Several blocks in a short record: 24 maps and 36 for each file of 60."""
+    monkeypatch.setattr(store, "BLOCK", 24)
 
 
 @pytest.fixture
@@ -111,12 +117,23 @@ def content(path: Path) -> dict[str, bytes]:
     return {**files, "root": json.dumps(root, sort_keys=True).encode()}
 
 
+def within_packing(one: xr.DataArray, other: xr.DataArray, *stores: Path) -> bool:
+    """Whether two arrays of maps differ by no more than the packing of these stores allows."""
+    opened = [xr.open_zarr(path) for path in stores]
+    errors = [
+        sum(ds[str(name)].attrs["packing_error"] for ds in opened) for name in one.channel.values
+    ]
+    # The maps themselves are float32.
+    slack = np.array(errors)[:, None, None] + 1e-6 * np.abs(other.values)
+    return bool((np.abs(one.values - other.values) <= slack).all())
+
+
 @pytest.fixture(scope="session")
 def whole(sea, tmp_path_factory) -> Path:
     """The store of all three files, prepared undisturbed; not to be changed."""
     path = tmp_path_factory.mktemp("whole") / "maps.zarr"
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(store, "BLOCK", 48)
+        patch.setattr(store, "BLOCK", 24)
         write_store(recipe(sea, path))
     return path
 
@@ -126,8 +143,10 @@ def whole(sea, tmp_path_factory) -> Path:
 
 def test_one_line_of_xarray_opens_what_the_contract_says(whole, sea):
     ds = xr.open_zarr(whole)
-    assert ds["maps"].dims == ("time", "channel", "latitude", "longitude")
-    assert ds["maps"].dtype == np.float32
+    for name, units in (("msl_local", "Pa"), ("u10", "m s-1"), ("lsm", "1")):
+        assert ds[name].dims == ("time", "latitude", "longitude")
+        assert ds[name].attrs["units"] == units
+        assert ds[name].encoding["dtype"] == np.int16
     assert ds["medicane"].dtype == np.int8
     assert ds.latitude.values.tolist() == LATITUDE.tolist()
     assert ds.longitude.values.tolist() == LONGITUDE.tolist()
@@ -135,7 +154,7 @@ def test_one_line_of_xarray_opens_what_the_contract_says(whole, sea):
     assert ds.sizes["time"] == 180
     assert [str(c) for c in ds.channel.values] == list(names.DEFAULT_CHANNELS)
     attrs = ds.attrs
-    assert attrs["schema_version"] == 1
+    assert attrs["schema_version"] == 2
     assert json.loads(attrs["source_files"]) == [str(sea / f"{i}.nc") for i in range(3)]
     assert len(attrs["content_digest"]) == 64
     assert json.loads(attrs["label_definition"])["radius_km"] == 200
@@ -151,7 +170,16 @@ def test_maps_are_the_channels_of_the_standard_maps(whole, sea):
     ds = standardise(raw, domain=config.data.domain, degrees=0.5)
     expected = derive(ds, config.data.channels).compute()
     got = open_store(whole)["maps"]
-    np.testing.assert_allclose(got.values, expected.values, rtol=1e-5, atol=1e-3)
+    assert got.dims == ("time", "channel", "latitude", "longitude")
+    assert got.dtype == np.float32
+    plain = xr.open_zarr(whole)
+    for name in names.DEFAULT_CHANNELS:
+        error = plain[name].attrs["packing_error"]
+        assert error < 2e-3 * float(expected.sel(channel=name).std())
+        difference = np.abs(got.sel(channel=name) - expected.sel(channel=name)).max()
+        assert float(difference) <= error * (1 + 1e-5)
+        # Every reader finds the same value, to the bit.
+        np.testing.assert_array_equal(plain[name].values, got.sel(channel=name).values)
     np.testing.assert_array_equal(got.time.values, expected.time.values)
 
 
@@ -198,7 +226,7 @@ def test_the_summary_tells_what_was_done(sea, out):
     assert (summary.n_maps, summary.n_new, summary.n_medicane) == (60, 60, 5)
     assert (summary.first, summary.last) == ("2001-01-01T00:00", "2001-01-15T18:00")
     assert summary.digest == open_store(out).attrs["content_digest"]
-    assert calls == [(48, 60), (60, 60)]
+    assert calls == [(24, 60), (60, 60)]
 
 
 def test_an_own_channel_and_a_coarser_grid(sea, out):
@@ -214,7 +242,7 @@ def test_an_own_channel_and_a_coarser_grid(sea, out):
 
 
 def test_the_blocks_leave_no_trace(sea, whole, tmp_path, monkeypatch):
-    for block in (24, 500):
+    for block in (7, 500):
         monkeypatch.setattr(store, "BLOCK", block)
         path = tmp_path / f"{block}.zarr"
         write_store(recipe(sea, path))
@@ -244,7 +272,15 @@ def test_one_map_at_a_time_equals_one_go(tmp_path):
         era5(i, i + 1).to_netcdf(tmp_path / f"{i}.nc")
         write_store(recipe(tmp_path, tmp_path / "grown.zarr", f"{i}.nc"))
     write_store(recipe(tmp_path, tmp_path / "once.zarr", "*.nc"))
-    assert content(tmp_path / "grown.zarr") == content(tmp_path / "once.zarr")
+    grown, once = (open_store(tmp_path / f"{name}.zarr") for name in ("grown", "once"))
+    xr.testing.assert_identical(
+        grown.drop_vars("maps").drop_attrs(), once.drop_vars("maps").drop_attrs()
+    )
+    # The packings are settled by the maps there were at first: by one here, by eight there.
+    assert within_packing(
+        grown["maps"], once["maps"], tmp_path / "grown.zarr", tmp_path / "once.zarr"
+    )
+    verify_store(tmp_path / "grown.zarr")
 
 
 def test_a_rerun_changes_nothing(sea, whole, tmp_path):
@@ -296,7 +332,7 @@ def test_killed_and_run_again_equals_undisturbed(sea, whole, out, moment):
 
 
 def test_killed_before_the_first_commit_leaves_nothing_of_that_name(sea, out, monkeypatch):
-    def stop(*_: object) -> None:
+    def stop(*_: object, **__: object) -> None:
         raise KeyboardInterrupt
 
     monkeypatch.setattr("medicane.store.commits.CommittedGroup.commit", stop)
@@ -331,6 +367,118 @@ def test_a_second_writer_is_refused_and_the_first_goes_on(sea, out):
     with sole_writer(out), pytest.raises(InputError, match="one process at a time writes a store"):
         write_store(config)
     assert write_store(config).n_maps == 60
+
+
+# --- packing -----------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def extreme(tmp_path) -> Path:
+    """Sixty quiet maps, then sixty with a storm far beyond all of them."""
+    (tmp_path / "storms.csv").write_text(CATALOGUE)
+    quiet, after = era5(0, 60), era5(60, 120)
+    after["u10"][30, 5:8, 5:8] += 900.0 / 9  # within what a wind can be
+    quiet["u10"] = quiet["u10"] / 20
+    quiet.to_netcdf(tmp_path / "0.nc")
+    after.to_netcdf(tmp_path / "1.nc")
+    return tmp_path
+
+
+def test_an_extreme_beyond_the_packing_is_stored_whole_and_the_old_maps_stay(extreme, out, caplog):
+    write_store(recipe(extreme, out, "0.nc"))
+    before = open_store(out)
+    old = before["maps"].values
+    verify_store(out)
+    summary = write_store(recipe(extreme, out, "*.nc"))
+    assert summary.n_new == 60
+    assert "channel u10" in caplog.text
+    assert "60 stored maps are packed anew" in caplog.text
+    now, plain = open_store(out), xr.open_zarr(out)
+    assert now.attrs["content_digest"] == summary.digest
+    verify_store(out)
+    fresh = extreme / "fresh.zarr"
+    write_store(recipe(extreme, fresh, "*.nc"))
+    truth = derive(
+        standardise(open_grids(str(extreme / "*.nc")), domain=recipe(extreme, out).data.domain),
+        ["u10"],
+    ).values[:, 0]
+    assert truth.max() > 90
+    for path in (out, fresh):
+        wind = open_store(path)["maps"].sel(channel="u10").values
+        error = xr.open_zarr(path)["u10"].attrs["packing_error"]
+        assert np.abs(wind - truth).max() <= error < 0.02
+    # Twice rounded, by no more than one step; the channels that were not widened are as they were.
+    assert plain["u10"].attrs["packing_error"] <= plain["u10"].encoding["scale_factor"]
+    others = [str(c) for c in now.channel.values if c != "u10"]
+    np.testing.assert_array_equal(
+        now["maps"][:60].sel(channel=others),
+        xr.DataArray(old, before["maps"].coords).sel(channel=others),
+    )
+    # Who opened the store before still reads what was there then.
+    np.testing.assert_array_equal(before["maps"].values, old)
+    assert write_store(recipe(extreme, out, "*.nc")).n_new == 0
+
+
+def test_killed_while_it_packs_anew_leaves_what_was_committed(extreme, out, monkeypatch):
+    write_store(recipe(extreme, out, "0.nc"))
+    truth, digest = open_store(out).load(), open_store(out).attrs["content_digest"]
+
+    def die(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(CommittedGroup, "append", die)
+    with pytest.raises(KeyboardInterrupt):
+        write_store(recipe(extreme, out, "1.nc"))
+    monkeypatch.undo()
+    assert (out / "u10" / "c" / "0" / "0" / "0").exists()  # it was at it
+    xr.testing.assert_identical(open_store(out).load(), truth)
+    verify_store(out)
+    again = write_store(recipe(extreme, out, "1.nc"))
+    assert (again.n_new, again.digest != digest) == (60, True)
+    verify_store(out)
+
+
+def test_missing_maps_do_not_spoil_the_packing(tmp_path, out):
+    ds = era5(0, 60)
+    ds["u10"][:10] = np.nan  # in what is sampled
+    ds.to_netcdf(tmp_path / "0.nc")
+    with pytest.raises(InputError, match="channel u10 at 2001-01-01T00:00: the map must not be"):
+        write_store(recipe(tmp_path, out, catalogue=None))
+    assert not out.exists()
+
+
+def test_a_static_channel_is_packed_to_the_bit(sea, out):
+    write_store(recipe(sea, out, "0.nc", channels=["lsm"], catalogue=None))
+    ds = open_store(out)
+    mask = xr.open_zarr(out)["land_sea_mask"].values
+    found = ds["maps"].values[:, 0]
+    sharp = (mask == 0) | (mask == 1)
+    assert 0.1 < mask.mean() < 0.9
+    np.testing.assert_array_equal(found[:, sharp], np.broadcast_to(mask[sharp], (60, sharp.sum())))
+    assert np.abs(found - mask).max() < 2e-4
+
+
+@pytest.mark.parametrize("name", ["storm", "time", "low_msl", "land_sea_mask"])
+def test_a_channel_may_not_have_the_name_of_another_array(sea, out, name):
+    own = {"name": name, "formula": "u10 * 2", "units": "m s-1"}
+    with pytest.raises(InputError, match=f"channels: {name}: a channel needs a name of its own"):
+        write_store(recipe(sea, out, "0.nc", channels=["msl", own]))
+    assert not out.exists()
+
+
+def test_parts_end_where_pieces_of_the_source_do(sea, out):
+    source = open_source(recipe(sea, out))
+    assert source.maps.chunksizes["time"] == (60, 60, 60)
+    wanted = np.delete(np.arange(180), [3, 70])
+    for most, sizes in (
+        (60, [59, 59, 60]),
+        (45, [59, 59, 60]),
+        (80, [118, 60]),
+        (30, [29, 30] * 2),
+    ):
+        parts = parts_of(source, wanted, most=most)
+        np.testing.assert_array_equal(np.concatenate(parts), wanted)
+        assert [part.size for part in parts][: len(sizes)] == sizes
 
 
 # --- labels ------------------------------------------------------------------------------------
@@ -384,7 +532,7 @@ def test_verify_finds_one_changed_bit(whole, tmp_path):
     path = tmp_path / "maps.zarr"
     shutil.copytree(whole, path)
     verify_store(path)
-    chunk = path / "maps" / "c" / "2" / "0" / "0" / "0"
+    chunk = path / "u10" / "c.2.0.0"
     raw = bytearray(chunk.read_bytes())
     raw[1000] ^= 1
     chunk.write_bytes(raw)
@@ -465,7 +613,7 @@ def test_a_missing_map_is_named_by_time_and_channel(tmp_path, out, field, told):
         InputError, match=f"{told} at 2001-01-14T06:00: the map must not be missing; found no value"
     ):
         write_store(recipe(tmp_path, out))
-    assert open_store(out, incomplete=True).sizes["time"] == 48  # what was committed stays
+    assert open_store(out, incomplete=True).sizes["time"] == 24  # what was committed stays
 
 
 def test_a_level_of_the_phase_space_alone_may_not_be_missing_either(tmp_path, out):
@@ -497,9 +645,9 @@ def test_a_file_that_breaks_while_it_is_read_is_named(sea, out, tmp_path):
     (tmp_path / "2.nc").write_bytes(broken)  # the header opens, the data do not inflate
     with pytest.raises(InputError, match=r"2\.nc.*the data must be readable"):
         write_store(config)
-    assert open_store(out, incomplete=True).sizes["time"] == 96  # what was committed stays
+    assert open_store(out, incomplete=True).sizes["time"] == 120  # what was committed stays
     (tmp_path / "2.nc").write_bytes(whole_file)
-    assert write_store(config).n_new == 84
+    assert write_store(config).n_new == 60
 
 
 def test_a_truncated_file_is_named_before_anything_is_written(sea, out, tmp_path):
@@ -630,9 +778,63 @@ def test_coarser_maps_are_refused(tmp_path, out):
 
 
 def test_opening_reads_no_maps(whole, monkeypatch):
+    monkeypatch.setattr(ChunkFiles, "read", lambda *_: pytest.fail("maps were read"))
     ds = open_store(whole)
     assert not ds["maps"]._in_memory
-    assert open_store(whole, chunks={})["maps"].chunks[0][0] == 24
+    assert ds["maps"].isel(time=slice(3, 40)).shape == (37, 6, 21, 25)
+    assert ds.chunk(time=96)["maps"].chunks[0] == (96, 84)
+
+
+INDEXERS = st.one_of(
+    st.integers(-4, 3),
+    st.builds(slice, st.integers(-5, 5), st.integers(-5, 5), st.integers(1, 3)),
+    st.just(slice(None, None, -1)),
+    st.lists(st.integers(-4, 3), max_size=6).map(lambda found: np.array(found, int)),
+)
+
+
+@settings(max_examples=60, deadline=None)
+@given(index=st.fixed_dictionaries({}, optional=dict.fromkeys(DIMS, INDEXERS)))
+def test_any_part_of_the_maps_is_what_all_of_them_hold_there(whole, index):
+    maps = open_store(whole)["maps"]
+    steps = {"time": 40, "channel": 1, "latitude": 5, "longitude": 6}  # indexers are for four
+    few = {name: slice(None, 4 * step, step) for name, step in steps.items()}
+    some = maps.isel(few)
+    assert some.shape == (4, 4, 4, 4)
+    expected = maps.compute().isel(few)
+    xr.testing.assert_identical(some.isel(index).compute(), expected.isel(index))
+
+
+@pytest.mark.parametrize("how", ["slice", "mask", "gap", "dask", "pickled", "copied"])
+def test_maps_are_read_however_they_are_chosen(whole, how):
+    ds = open_store(whole)
+    truth = ds["maps"].values
+    wanted = np.arange(30, 90)
+    if how == "slice":
+        found = ds["maps"].isel(time=slice(30, 90))
+    elif how == "mask":
+        found = maps_where(ds, np.isin(np.arange(180), wanted))["maps"]
+    elif how == "gap":
+        wanted = np.delete(wanted, [5, 6, 40])
+        found = maps_where(ds, np.isin(np.arange(180), wanted))["maps"]
+    elif how == "dask":
+        found = ds.chunk(time=24)["maps"].isel(time=slice(30, 90))
+    elif how == "pickled":
+        found = pickle.loads(pickle.dumps(ds))["maps"].isel(time=slice(30, 90))
+    else:
+        found = ds.copy(deep=True)["maps"].isel(time=slice(30, 90))
+    np.testing.assert_array_equal(found.values, truth[wanted])
+    block = read_block(found, 7, 31)
+    assert block.flags.c_contiguous
+    np.testing.assert_array_equal(block, truth[wanted][7:31].transpose(0, 2, 3, 1))
+
+
+def test_a_store_that_is_no_folder_is_read_through_zarr(whole, monkeypatch):
+    monkeypatch.setattr(ChunkFiles, "plain", lambda _: False)
+    through = open_store(whole)["maps"].isel(time=slice(20, 50)).values
+    verify_store(whole)
+    monkeypatch.undo()
+    np.testing.assert_array_equal(through, open_store(whole)["maps"][20:50].values)
 
 
 @pytest.mark.parametrize("kind", ["absent", "other"])
@@ -642,6 +844,39 @@ def test_what_is_no_map_store_is_told(tmp_path, kind):
         xr.Dataset({"a": ("x", [1.0])}).to_zarr(path, zarr_format=3)
     with pytest.raises(InputError, match="must be a map store"):
         open_store(path)
+
+
+def test_a_store_of_before_is_to_be_prepared_again(sea, whole, tmp_path):
+    path = tmp_path / "maps.zarr"
+    shutil.copytree(whole, path)
+    root = (path / "zarr.json").read_text()
+    assert '"schema_version": 2' in root
+    # In the attributes, and in the recipe, which is JSON inside.
+    old = root.replace('"schema_version": 2', '"schema_version": 1')
+    (path / "zarr.json").write_text(
+        old.replace('\\"schema_version\\": 2', '\\"schema_version\\": 1')
+    )
+    with pytest.raises(InputError, match="schema 2: remove it and run 'medicane prepare'; found"):
+        open_store(path)
+    with pytest.raises(
+        InputError, match=r"another recipe \(schema_version: 1\).* remove the store"
+    ):
+        write_store(recipe(sea, path))
+
+
+@pytest.mark.parametrize("spoil", ["gone", "cut short"])
+def test_a_chunk_that_is_not_whole_is_named(whole, tmp_path, spoil):
+    path = tmp_path / "maps.zarr"
+    shutil.copytree(whole, path)
+    chunk = path / "v10" / "c.3.0.0"
+    chunk.unlink() if spoil == "gone" else chunk.write_bytes(chunk.read_bytes()[:2000])
+    maps = open_store(path)["maps"]
+    assert np.isfinite(maps[:72].values).all()
+    with pytest.raises(InputError, match=r"v10/c\.3\.0\.0: the chunk of the store must be whole"):
+        maps[70:80].load()
+    # Other tools find no value rather than a wrong one.
+    if spoil == "gone":
+        assert xr.open_zarr(path)["v10"][72:96].isnull().all()
 
 
 # --- memory ------------------------------------------------------------------------------------

@@ -5,24 +5,23 @@ The root ``zarr.json`` carries consolidated metadata: the shape of every array, 
 atomically is the commit. Chunks written beyond the committed length are invisible; a writer that
 is killed leaves at most such chunks, and the next one writes over them.
 
-* A chunk that straddles the committed length is rewritten whole (Zarr replaces chunk files
-  atomically), with its committed part unchanged.
-* A small array whose *old* values change is written under the other of the two chunk key encodings
-  that Zarr knows (``c/0`` and ``c.0``), so that readers of the old metadata still find the old
-  values until the metadata are replaced, and for as long as they keep the old metadata.
+* A chunk that straddles the committed length is extended in place, its committed part untouched; a
+  compressed one is replaced whole (as Zarr does, atomically).
+* An array whose *old* values change is written under the other of the two chunk key encodings that
+  Zarr knows (``c/0`` and ``c.0``), so that readers of the old metadata still find the old values
+  until the metadata are replaced, and for as long as they keep the old metadata.
 
 See ``docs/decisions/0001-map-store-is-plain-zarr.md`` for why, and for what was measured.
 """
 
 from __future__ import annotations
 
-import copy
 import json
 import os
 import re
 import shutil
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -35,6 +34,7 @@ from numpy.typing import NDArray
 
 from medicane import names
 from medicane.errors import InputError
+from medicane.store.chunks import ChunkFiles
 
 _ROOT = "zarr.json"
 
@@ -56,7 +56,9 @@ class ArrayPlan:
     chunk
         Times in a chunk, for arrays that do.
     compressed
-        Whether chunks pass through zstd.
+        Whether chunks pass through zstd. If not, they are written and read without Zarr.
+    fill
+        What an uncompressed chunk holds beyond the end; by default 0, or NaN.
     """
 
     dims: tuple[str, ...]
@@ -66,6 +68,7 @@ class ArrayPlan:
     values: NDArray[Any] | None = None
     chunk: int = 1
     compressed: bool = True
+    fill: int | None = None
 
     @property
     def grows(self) -> bool:
@@ -173,7 +176,7 @@ class CommittedGroup:
             litter.unlink()
         for name, committed in group._metadata.items():
             # Arrays have metadata of their own: a killed writer's may be ahead of the commit.
-            if json.loads((path / name / _ROOT).read_text(encoding="utf-8")) != committed:
+            if not _holds(path / name / _ROOT, committed):
                 group._place(name)
         return group
 
@@ -190,7 +193,7 @@ class CommittedGroup:
         for name, plan in arrays.items():
             group._place(name)
             if plan.values is not None and plan.values.size:
-                group._array(name)[...] = plan.values
+                group._through_zarr(name)[...] = plan.values
         return group
 
     def append(self, values: Mapping[str, NDArray[Any]]) -> None:
@@ -208,25 +211,64 @@ class CommittedGroup:
         start, self._end = self._end, self._end + count
         for name, block in values.items():
             self._metadata[name]["shape"][0] = self._end
-            self._place(name)
-            self._array(name)[start : self._end] = block
+            self._write(name, start, block)
 
-    def read(self, name: str) -> NDArray[Any]:
-        """All of a small array, as written so far."""
-        return np.asarray(self._array(name)[...])
+    def attributes_of(self, name: str) -> dict[str, Any]:
+        """Attributes of an array, as written so far."""
+        return dict(self._metadata[name]["attributes"])
+
+    def read(self, name: str, start: int = 0, stop: int | None = None) -> NDArray[Any]:
+        """An array as written so far, or a part of one that grows."""
+        if self._is_plain(name):
+            return self._files(name).read(start, self._end if stop is None else stop)
+        return np.asarray(self._through_zarr(name)[slice(start, stop) if start or stop else ...])
 
     def rewrite(self, name: str, values: NDArray[Any]) -> None:
         """Replace every value of a small array at the next commit; readers keep the old ones."""
-        encoding = self._metadata[name]["chunk_key_encoding"]["configuration"]
-        encoding["separator"] = "." if encoding["separator"] == "/" else "/"
-        self._place(name)
-        self._array(name)[...] = values
+        self._turn(name)
+        self._write(name, 0, values)
 
-    def commit(self, attributes: Mapping[str, Any]) -> None:
-        """Make everything written so far visible, with these attributes, in one step."""
+    def convert(
+        self,
+        name: str,
+        convert: Callable[[NDArray[Any]], NDArray[Any]],
+        attributes: Mapping[str, Any],
+    ) -> None:
+        """Replace a large array by a function of it, a chunk at a time, as `rewrite` does.
+
+        Parameters
+        ----------
+        name
+            Of an uncompressed array that grows.
+        convert
+            Rows → rows.
+        attributes
+            Those of its attributes that change.
+        """
+        old = self._files(name)
+        self._turn(name)
+        new = self._files(name)
+        self._metadata[name]["attributes"] |= attributes
+        for start in range(0, self._end, old.chunk):
+            stop = min(start + old.chunk, self._end)
+            new.write(start, convert(old.read(start, stop)))
+
+    def commit(self, attributes: Mapping[str, Any], *, more_follows: bool = False) -> None:
+        """Make everything written so far visible, with these attributes, in one step.
+
+        Parameters
+        ----------
+        attributes
+            Of the group.
+        more_follows
+            Leave the metadata that arrays have of their own for the next commit: readers look at
+            the root's, and writing them all takes longer than a block of maps does.
+        """
         self.attributes = dict(attributes)
+        for name in () if more_follows else self._metadata:
+            self._place(name)
         document = _root_document(self.attributes, self._metadata)
-        _replace(self._folder / _ROOT, document)
+        _replace(self._folder / _ROOT, document, flush=True)
         if self._folder != self.path:
             # An empty folder of the final name gives way; anything else was refused by `open`.
             os.replace(self._folder, self.path)
@@ -235,9 +277,29 @@ class CommittedGroup:
 
     def _place(self, name: str) -> None:
         (self._folder / name).mkdir(exist_ok=True)
-        _replace(self._folder / name / _ROOT, self._metadata[name])
+        if not _holds(self._folder / name / _ROOT, self._metadata[name]):
+            _replace(self._folder / name / _ROOT, self._metadata[name])
 
-    def _array(self, name: str) -> Any:
+    def _turn(self, name: str) -> None:
+        """Change to the other chunk key encoding."""
+        encoding = self._metadata[name]["chunk_key_encoding"]["configuration"]
+        encoding["separator"] = "." if encoding["separator"] == "/" else "/"
+
+    def _write(self, name: str, start: int, values: NDArray[Any]) -> None:
+        if self._is_plain(name):
+            self._files(name).write(start, values)
+        else:
+            self._place(name)
+            self._through_zarr(name)[start:] = values
+
+    def _is_plain(self, name: str) -> bool:
+        metadata = self._metadata[name]
+        return metadata["dimension_names"][0] == names.TIME and ChunkFiles.plain(metadata)
+
+    def _files(self, name: str) -> ChunkFiles:
+        return ChunkFiles(self._folder / name, self._metadata[name])
+
+    def _through_zarr(self, name: str) -> Any:
         return zarr.open_array(self._folder / name, mode="r+", zarr_format=3)
 
 
@@ -251,6 +313,7 @@ def _array_metadata(plan: ArrayPlan) -> dict[str, Any]:
     lead = (0,) if plan.grows else ()
     chunks = ((plan.chunk,) if plan.grows else ()) + tuple(max(1, n) for n in plan.shape)
     floating = plan.dtype is not str and np.dtype(plan.dtype).kind == "f"
+    fill = np.nan if floating else plan.fill
     zarr.create_array(
         zarr.storage.MemoryStore(store_dict=written),
         name="array",
@@ -258,7 +321,9 @@ def _array_metadata(plan: ArrayPlan) -> dict[str, Any]:
         chunks=chunks,
         dtype=plan.dtype,
         compressors="auto" if plan.compressed else None,
-        fill_value=np.nan if floating else None,
+        fill_value=fill,
+        # Files in one folder, where there are many: a folder for each chunk is slow to make.
+        chunk_key_encoding={"name": "default", "separator": "/" if plan.compressed else "."},
         attributes=dict(plan.attributes),
         dimension_names=plan.dims,
         zarr_format=3,
@@ -273,17 +338,25 @@ def _root_document(attributes: Mapping[str, Any], metadata: Mapping[str, Any]) -
         "consolidated_metadata": {
             "kind": "inline",
             "must_understand": False,
-            "metadata": copy.deepcopy(dict(metadata)),
+            "metadata": dict(metadata),
         },
         "node_type": "group",
     }
 
 
-def _replace(path: Path, document: Mapping[str, Any]) -> None:
+def _holds(path: Path, document: Mapping[str, Any]) -> bool:
+    try:
+        return bool(json.loads(path.read_text(encoding="utf-8")) == document)
+    except (OSError, ValueError):  # not there yet, or cut short by a power cut
+        return False
+
+
+def _replace(path: Path, document: Mapping[str, Any], *, flush: bool = False) -> None:
     """Write JSON so that `path` holds either all of the old or all of the new."""
     temporary = path.with_name(f"{path.name}.partial")
     with temporary.open("w", encoding="utf-8") as file:
-        json.dump(document, file, indent=1, sort_keys=True)
-        file.flush()
-        os.fsync(file.fileno())
+        file.write(json.dumps(document, sort_keys=True))  # `dump` is many times slower
+        if flush:
+            file.flush()
+            os.fsync(file.fileno())
     os.replace(temporary, path)

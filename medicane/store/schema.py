@@ -14,14 +14,21 @@ from numpy.typing import NDArray
 from medicane import __version__, names
 from medicane.channels import describe
 from medicane.config import Config
+from medicane.errors import InputError, redacted
+from medicane.packing import MISSING, Packing
 from medicane.phase_space.lows import LastMap, Track
 from medicane.store.commits import ArrayPlan
 
-SCHEMA_VERSION = 1
-#: Maps in a chunk of the store: a window of 12 touches at most two.
+SCHEMA_VERSION = 2
+#: Maps in a chunk of a channel: a window of 12 touches at most two.
 CHUNK = 24
 #: Times in a chunk of the small arrays.
 SMALL_CHUNK = 16384
+
+#: The land-sea mask of the store; ``lsm`` is a channel.
+LAND = "land_sea_mask"
+#: Attributes of a packed array that make its `Packing`.
+PACKING = ("scale_factor", "add_offset", "packing_error")
 
 #: Fields of the lows, with units and meaning; written where the data hold heights on levels.
 LOWS = {
@@ -69,8 +76,8 @@ def store_attributes(
         "title": "prepared maps for medicane detection",
         "schema_version": SCHEMA_VERSION,
         "software_version": __version__,
-        "source_files": json.dumps(list(dict.fromkeys(files))),
-        "catalogue": catalogue or "",
+        "source_files": json.dumps(list(dict.fromkeys(map(redacted, files)))),
+        "catalogue": redacted(catalogue or ""),
         "label_definition": json.dumps(recipe["label"]),
         "channels": json.dumps(recipe["channels"]),
         "step_hours": recipe["step_hours"],
@@ -83,7 +90,12 @@ def store_attributes(
 
 
 def array_plans(
-    maps: xr.DataArray, lsm: NDArray[np.float32], levels: Sequence[int]
+    maps: xr.DataArray,
+    channels: Sequence[Mapping[str, str]],
+    packings: Sequence[Packing],
+    *,
+    lsm: NDArray[np.float32],
+    levels: Sequence[int],
 ) -> dict[str, ArrayPlan]:
     """The arrays of a new store.
 
@@ -91,18 +103,28 @@ def array_plans(
     ----------
     maps
         (time, channel, latitude, longitude), for the coordinates.
+    channels
+        Name, formula, units and long name of each channel: `medicane.channels.describe`.
+    packings
+        One for each channel.
     lsm
         (latitude, longitude), 1 = land.
     levels
         hPa, of the phase space; without any, the store has no lows.
+
+    Raises
+    ------
+    InputError
+        If a channel has the name of another array of the store.
     """
     latitude = np.asarray(maps[names.LATITUDE], np.float64)
     longitude = np.asarray(maps[names.LONGITUDE], np.float64)
-    channels = maps[names.CHANNEL].values.astype(object)
     space, grid = (names.LATITUDE, names.LONGITUDE), (latitude.size, longitude.size)
 
     def along_time(dtype: Any, **attributes: Any) -> ArrayPlan:
-        return ArrayPlan((names.TIME,), (), dtype, attributes, chunk=SMALL_CHUNK)
+        # Zarr compresses text only: numbers are few, and plain chunks are written faster.
+        is_text = dtype is str
+        return ArrayPlan((names.TIME,), (), dtype, attributes, None, SMALL_CHUNK, is_text)
 
     def fixed(dims: tuple[str, ...], values: NDArray[Any], dtype: Any, **about: Any) -> ArrayPlan:
         return ArrayPlan(dims, values.shape, dtype, about, values)
@@ -114,23 +136,19 @@ def array_plans(
             units="seconds since 1970-01-01",
             calendar="proleptic_gregorian",
         ),
-        names.CHANNEL: fixed((names.CHANNEL,), channels, str, long_name="channel"),
+        names.CHANNEL: fixed(
+            (names.CHANNEL,),
+            np.array([about["name"] for about in channels], object),
+            str,
+            long_name="channel",
+        ),
         names.LATITUDE: fixed(
             space[:1], latitude, "float64", standard_name="latitude", units="degrees_north"
         ),
         names.LONGITUDE: fixed(
             space[1:], longitude, "float64", standard_name="longitude", units="degrees_east"
         ),
-        "lsm": fixed(space, lsm, "float32", standard_name="land_binary_mask", units="1"),
-        "maps": ArrayPlan(
-            (names.TIME, names.CHANNEL, *space),
-            (channels.size, *grid),
-            "float32",
-            {"long_name": "channels of the maps; their units are in the attribute channels"},
-            chunk=CHUNK,
-            # Measured: float32 with full mantissas shrinks by 13 % and reads a fifth slower.
-            compressed=False,
-        ),
+        LAND: fixed(space, lsm, "float32", standard_name="land_binary_mask", units="1"),
         "medicane": along_time(
             "int8",
             long_name="whether the map shows a medicane",
@@ -142,7 +160,35 @@ def array_plans(
     if levels:
         for name, (units, long_name) in LOWS.items():
             plans[name] = along_time("float32", units=units, long_name=long_name)
+    for about, packing in zip(channels, packings, strict=True):
+        if about["name"] in plans:
+            raise InputError(
+                f"data.channels: {about['name']}",
+                f"a channel needs a name of its own ({', '.join(plans)} are in the store already)",
+                found=about["formula"],
+            )
+        plans[about["name"]] = ArrayPlan(
+            (names.TIME, *space),
+            grid,
+            "int16",
+            {key: about[key] for key in ("long_name", "units", "formula")}
+            | packing_attributes(packing)
+            | {"_FillValue": MISSING},
+            chunk=CHUNK,
+            compressed=False,
+            fill=MISSING,
+        )
     return plans
+
+
+def packing_attributes(packing: Packing) -> dict[str, float]:
+    """What a packed array says of its packing: two words of CF, and the error bound."""
+    return dict(zip(PACKING, (packing.scale, packing.offset, packing.error), strict=True))
+
+
+def packing_of(attributes: Mapping[str, Any]) -> Packing:
+    """The inverse of `packing_attributes`."""
+    return Packing(*(float(attributes[key]) for key in PACKING))
 
 
 def difference(was: Any, now: Any) -> tuple[str, str]:
@@ -162,30 +208,35 @@ def difference(was: Any, now: Any) -> tuple[str, str]:
 # --- digests ---------------------------------------------------------------------------------
 
 
-def recipe_digest(recipe: Mapping[str, Any]) -> str:
-    """Where the chain of maps begins."""
-    return hashlib.sha256(json.dumps(recipe, sort_keys=True).encode()).hexdigest()
+def first_digest(recipe: Mapping[str, Any], packings: Sequence[Packing]) -> str:
+    """Where the chain of maps begins: what integers mean."""
+    steps = [[packing.scale, packing.offset] for packing in packings]
+    return hashlib.sha256(json.dumps([recipe, steps], sort_keys=True).encode()).hexdigest()
 
 
 def chained_digest(
-    chain: str, times: NDArray[Any], maps: NDArray[Any], lows: Mapping[str, NDArray[Any]]
+    chain: str,
+    times: NDArray[Any],
+    packed: Sequence[NDArray[np.int16]],
+    lows: Mapping[str, NDArray[Any]],
 ) -> str:
     """Digest of a record that is these maps longer; map by map, so that blocks leave no trace.
 
     Parameters
     ----------
     chain
-        Digest of the record so far, or `recipe_digest`.
-    times, maps, lows
-        (time), (time, …) and name → (time).
+        Digest of the record so far, or `first_digest`.
+    times, packed, lows
+        (time), (time, latitude, longitude) for each channel, and name → (time).
     """
     seconds = times.astype("datetime64[s]").astype("<i8")
     rows = np.stack([lows[name] for name in LOWS], axis=1).astype("<f4") if lows else None
-    values = np.ascontiguousarray(maps, "<f4")
-    for i in range(len(values)):
+    channels = [np.ascontiguousarray(values, "<i2") for values in packed]
+    for i in range(len(seconds)):
         link = hashlib.sha256(chain.encode())
         link.update(seconds[i].tobytes())
-        link.update(memoryview(values[i]).cast("B"))
+        for values in channels:
+            link.update(values[i].data)
         if rows is not None:
             link.update(rows[i].tobytes())
         chain = link.hexdigest()
