@@ -184,6 +184,7 @@ def a_set(seed: int = 0, names: tuple[str, ...] = ("detector", "phase_space")) -
 def some_results(names: tuple[str, ...] = ("detector", "phase_space", "single_map")) -> Any:
     scored = a_set(names=names)
     row = {"table": "rivals", "model_of": None, "n_parameters": 1234, "core_minutes": 5.0}
+    row["val_auc_pr"] = 0.432
     acceptance = {
         "time_helps": {"asks": "time helps", "found": None, "holds": None},
         "order_matters": {
@@ -254,6 +255,7 @@ def test_the_page_tells_every_row_and_draws_its_figures(tmp_path: Path) -> None:
     for words in ("idealised sea", "make skill", "phase space + hysteresis", "the single_map"):
         assert words in text
     assert "| seclusion | 8 | 64 |" in text
+    assert "| 0.43 | 1,234 | 2.5 |" in text
     assert "not measured" in text
     csi = results["sets"]["benchmark"]["models"]["detector"]["csi"]["value"]
     assert f"CSI {csi:.2f}" in text

@@ -82,8 +82,10 @@ def write_skill_page(
         _about(main, "the benchmark's test years"),
         _score_table(results, main, "rivals"),
         f"![Scores with intervals]({pictures.name}/{drawn['scores']})",
-        "Minutes are processor time over all cores, validation included, divided by two: minutes "
-        "on two free cores. *Archives*: the forecast looks ahead, as the physical rule does. "
+        "*Validation* is the AUC-PR of the best epoch on the validation years: what a choice "
+        "between rows may look at. Minutes are processor time over all cores, validation included, "
+        "divided by two: minutes on two free cores. *Archives*: the forecast looks ahead, as the "
+        "physical rule does. "
         + " ".join(told for name, told in REMARKS.items() if name in main["models"]),
         "## Training ideas",
         "Each row changes one thing of the default; Δ is the row minus the default.",
@@ -201,7 +203,7 @@ def _members(results: Mapping[str, Any], found: Mapping[str, Any], table: str | 
 def _score_table(results: Mapping[str, Any], found: Mapping[str, Any], table: str | None) -> str:
     heads = ["", *(head for _, head in _SCORES), "Δ AUC-PR", "Δ CSI", "Brier skill", "ECE"]
     trained = table is not None
-    heads += ["weights", "minutes"] if trained else []
+    heads += ["validation", "weights", "minutes"] if trained else []
     lines = ["| " + " | ".join(heads) + " |", "|---" * len(heads) + "|"]
     for name in _members(results, found, table):
         entry = found["models"][name]
@@ -219,6 +221,7 @@ def _score_table(results: Mapping[str, Any], found: Mapping[str, Any], table: st
             own = row.get("model_of") is None
             weights = row.get("n_parameters") if own else None
             minutes = row.get("core_minutes") if own else None
+            cells += [decimal(row.get("val_auc_pr")) if own else ""]
             cells += ["" if weights is None else f"{weights:,}"]
             cells += ["" if minutes is None else f"{minutes / 2:.1f}"]
         lines.append("| " + " | ".join(cells) + " |")
