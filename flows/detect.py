@@ -1,12 +1,12 @@
 """The flow ``detect``: new grids in, probabilities and events out, here or on a dask cluster."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
+from functools import partial
 from typing import Annotated, Any, Literal
 
 from prefect import flow, task
 from prefect.artifacts import create_markdown_artifact
 from prefect.cache_policies import NO_CACHE
-from prefect.utilities.annotations import quote
 from pydantic import Field
 
 from flows.retries import ON_IO_FAULT
@@ -38,9 +38,9 @@ def label_new_maps(
 
 
 @task(**ON_IO_FAULT, cache_policy=NO_CACHE)
-def label_month(function: Callable[..., Any], arguments: Sequence[Any]) -> Any:
+def label_month(work: Callable[[], Any]) -> Any:
     """What one worker does of an archive: a block of a month of hourly maps, a few numbers each."""
-    return function(*arguments)
+    return work()
 
 
 @flow(name="detect-on-dask")
@@ -57,9 +57,9 @@ def label_archive(
 ) -> pipeline.Detected:
     """Each block of time a task on a worker of the cluster, and one series of all of them."""
 
-    def each(function: Callable[..., Any], *arguments: Sequence[Any]) -> Iterator[Any]:
+    def each(function: Callable[..., Any], *arguments: Iterable[Any]) -> Iterator[Any]:
         handed_out = [
-            label_month.with_options(name=function.__name__).submit(function, quote(one))
+            label_month.with_options(name=function.__name__).submit(partial(function, *one))
             for one in zip(*arguments, strict=True)
         ]
         for future in handed_out:
