@@ -223,10 +223,10 @@ def _seconds(times: np.ndarray) -> np.ndarray:
 
 
 def _valid(raw: xr.Dataset, where: str) -> np.ndarray | None:
-    from medicane.standardise import axes
+    from medicane.standardise.times import valid_times
 
     try:
-        times = np.atleast_1d(axes.valid_times(raw, where).values).ravel()
+        times = np.atleast_1d(valid_times(raw, where).values).ravel()
     except InputError:
         return None
     is_time = np.issubdtype(times.dtype, np.datetime64) or hasattr(times.flat[0], "calendar")

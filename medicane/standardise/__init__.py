@@ -17,7 +17,7 @@ import xarray as xr
 
 from medicane import config, names
 from medicane.errors import InputError
-from medicane.standardise import axes
+from medicane.standardise import axes, times
 from medicane.standardise.land import land_sea_mask as land_sea_mask
 from medicane.standardise.placement import Placement, placement_of
 from medicane.standardise.units import factor, factor_of
@@ -173,7 +173,7 @@ def plan(
         check_directions(ds, raw_names, where)
     else:
         ds = axes.with_horizontal(ds, where)
-    ds = axes.within_valid_range(axes.with_valid_times(ds, where), where)
+    ds = times.within_valid_range(times.with_valid_times(ds, where), where)
     ds = _with_levels(ds, units, where)
     factors = {}
     for name in wanted:
@@ -203,7 +203,7 @@ def _squeezed(ds: xr.Dataset, select: Mapping[str, float], where: str) -> xr.Dat
             ds = ds.sel({dimension: value})
     map_axes = (names.TIME, names.LEVEL, names.LATITUDE, names.LONGITUDE)
     known = {n for axis in map_axes for n in (axis, *names.COORDINATE_ALIASES[axis])}
-    for dimension in [str(d) for d in ds.dims if d not in known and d not in axes.TIME_LIKE]:
+    for dimension in [str(d) for d in ds.dims if d not in known and d not in times.TIME_LIKE]:
         if ds.sizes[dimension] == 1:
             ds = ds.isel({dimension: 0})
             continue
