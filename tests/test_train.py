@@ -16,6 +16,7 @@ from medicane.config import Config, make_config
 from medicane.errors import InputError
 from medicane.predict import predict
 from medicane.train import train_detector
+from medicane.train.members import training_batches, windows_per_block
 from tests.conftest import ROOT
 
 CHANNELS = ("msl_local", "u10")
@@ -115,8 +116,11 @@ class PowerCutError(Exception):
     """The power fails."""
 
 
-def test_a_cut_training_goes_on_as_if_nothing_had_been(store: xr.Dataset, tmp_path: Path) -> None:
-    config = configuration(train={"epochs": 4})
+@pytest.mark.parametrize("block", [1, 6])
+def test_a_cut_training_goes_on_as_if_nothing_had_been(
+    store: xr.Dataset, tmp_path: Path, block: int
+) -> None:
+    config = configuration(train={"epochs": 4, "block": block})
     whole = train_detector(config, store)
     checkpoint = tmp_path / "training.npz"
 
@@ -159,6 +163,29 @@ def test_a_checkpoint_of_another_recipe_is_not_resumed(
     assert "of another recipe or other data, not resumed" in caplog.text
 
 
+@pytest.mark.parametrize("damage", ["cut", "flipped", "text"])
+def test_a_damaged_checkpoint_is_told_and_training_begins_anew(
+    store: xr.Dataset, tmp_path: Path, caplog: pytest.LogCaptureFixture, damage: str
+) -> None:
+    checkpoint = tmp_path / "training.npz"
+
+    def cut(epoch: int, scores: Any) -> None:
+        raise PowerCutError
+
+    config = configuration(train={"epochs": 2})
+    with pytest.raises(PowerCutError):
+        train_detector(config, store, checkpoint=checkpoint, on_epoch=cut)
+    content = bytearray(checkpoint.read_bytes())
+    half = len(content) // 2
+    content[half] ^= 255
+    damaged = {"cut": content[:half], "flipped": content, "text": b"epoch 1"}
+    checkpoint.write_bytes(damaged[damage])
+    epochs: list[int] = []
+    train_detector(config, store, checkpoint=checkpoint, on_epoch=lambda n, s: epochs.append(n))
+    assert epochs == [1, 2]
+    assert "not a whole checkpoint, training begins anew" in caplog.text
+
+
 def test_early_stopping_keeps_the_best(store: xr.Dataset) -> None:
     config = configuration(train={"epochs": 30, "patience": 2, "learning_rate": 0.02})
     trained = train_detector(config, store)
@@ -167,9 +194,13 @@ def test_early_stopping_keeps_the_best(store: xr.Dataset) -> None:
 
 
 def test_sampled_negatives_are_undone_by_the_prior(store: xr.Dataset) -> None:
-    config = configuration(train={"negatives_per_positive": 0.3, "epochs": 2, "block": 4})
-    trained = train_detector(config, store)
-    assert detector.facts_of(trained.model)["prior_offset"] > 0
+    for block in (1, 4):
+        sampled = {"negatives_per_positive": 0.1, "epochs": 1, "block": block}
+        config = configuration(train=sampled)
+        trained = train_detector(config, store)
+        offset = detector.facts_of(trained.model)["prior_offset"]
+        assert offset > 0
+        assert offset == training_batches(config, store, trained.splits["train"]).prior_offset
 
 
 def test_a_configured_threshold_stands(store: xr.Dataset) -> None:
@@ -180,6 +211,47 @@ def test_a_configured_threshold_stands(store: xr.Dataset) -> None:
 def test_lstm_and_sequence_mode(store: xr.Dataset) -> None:
     trained = train_detector(configuration(model={"rnn": "lstm"}, train={"epochs": 1}), store)
     assert np.isfinite(trained.history["loss"]).all()
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"sequences": {"stride": 10}},
+        {"model": {"encoder": "c3d", "rnn": "none"}},
+        {"model": {"encoder": "r2plus1d", "rnn": "none"}},
+        {"model": {"label_feedback": True}},
+        {"train": {"shuffled_order": True}},
+        {"train": {"variable_length": True}},
+        {"train": {"curriculum": "unroll"}},
+        {"train": {"block": 1}},
+    ],
+)
+def test_where_windows_are_trained_on_one_by_one(change: Any, store: xr.Dataset) -> None:
+    config = configuration(**change)
+    assert windows_per_block(config) == 1
+    inputs, labels, _ = training_batches(config, store, np.arange(400) < 240)[0]
+    maps = inputs["maps"] if isinstance(inputs, dict) else inputs
+    assert maps.shape[:2] == labels.shape[:2]
+
+
+@pytest.mark.parametrize(
+    "model",
+    [
+        {},
+        {"rnn": "tcn"},
+        {"rnn": "none"},
+        {"bidirectional": True},
+        {"attention": "triple"},
+        {"encoder": "densenet121"},
+    ],
+)
+def test_where_maps_are_encoded_once_for_all_windows(model: Any, store: xr.Dataset) -> None:
+    config = configuration(model=model)
+    assert windows_per_block(config) == configuration().train.block == 32
+    maps, labels, weights = training_batches(config, store, np.arange(400) < 240)[0]
+    assert maps.shape[1] == 10 + 31 * 2
+    assert labels.shape[1:] == (32, 10, 1)
+    assert weights.shape[1:] == (32, 10)
 
 
 class TestRefusals:
