@@ -11,6 +11,8 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
+from distributed import Client
+
 from tests.conftest import ROOT
 
 
@@ -33,6 +35,19 @@ class Cluster:
         words = [self.address, "--nthreads", 1, "--no-nanny", "--no-dashboard"]
         self.workers.append(self._start("worker", *words, folder=folder, path=path))
         return self.workers[-1]
+
+    def wait_for(self, n: int) -> None:
+        """Wait until the scheduler knows of so many workers."""
+        with Client(self.address, set_as_default=False) as client:
+            client.wait_for_workers(n)
+
+    def kill(self, worker: subprocess.Popen[bytes]) -> int:
+        """Kill a worker without a word: how many tasks it had to do."""
+        with Client(self.address, set_as_default=False) as client:
+            (at,) = (at for at, pid in client.run(os.getpid).items() if pid == worker.pid)
+            tasks = len(client.processing()[at])
+            _end(worker)
+        return tasks
 
     def _start(
         self, *words: object, folder: Path | None = None, path: Path | None = None

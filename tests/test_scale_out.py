@@ -6,7 +6,6 @@ import logging
 import os
 import re
 import shutil
-import signal
 import sys
 import threading
 from collections.abc import Iterator
@@ -18,7 +17,6 @@ import numpy as np
 import pandas as pd
 import pytest
 import xarray as xr
-from distributed import Client
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -374,8 +372,7 @@ def test_a_worker_without_this_medicane(
     (tmp_path / "path" / "sitecustomize.py").write_text(AMISS[amiss], encoding="utf-8")
     with cluster(tmp_path, workers=0) as made:
         made.add_worker(path=tmp_path / "path")
-        with Client(made.address, set_as_default=False) as client:
-            client.wait_for_workers(1)
+        made.wait_for(1)
         line = medicane(*words(small_project, tmp_path / "out", made.address)).line
     assert re.match(f"medicane: {law}", line), line
     assert not (tmp_path / "out").exists()
@@ -427,21 +424,16 @@ def test_a_lost_worker_changes_nothing(
 
     by_one = labelled("one")
     second = processes.add_worker()
-    with Client(processes.address, set_as_default=False) as client:
-        client.wait_for_workers(2)
-        (at,) = (at for at, pid in client.run(os.getpid).items() if pid == second.pid)
-        busy: list[int] = []
+    processes.wait_for(2)
+    assert labelled("two") == by_one
+    had: list[int] = []
 
-        def kill(done: int, of: int) -> None:
-            if second.poll() is None:
-                busy.append(len(client.processing()[at]))
-                second.send_signal(signal.SIGKILL)
-                second.wait()
+    def kill(done: int, of: int) -> None:
+        if not had:
+            had.append(processes.kill(second))
 
-        assert labelled("two") == by_one
-        assert labelled("one_lost", kill) == by_one
-        assert busy[0] > 0  # it was killed with blocks to do
-        assert len(client.scheduler_info()["workers"]) == 1
+    assert labelled("one_lost", kill) == by_one
+    assert had[0] > 0  # it was killed with blocks to do
 
 
 @pytest.mark.slow

@@ -88,7 +88,7 @@ def synth(
 
 
 @app.command
-def prepare(*, config: ConfigFile) -> None:
+def prepare(*, config: ConfigFile, scheduler: str | None = None) -> None:
     """Open, standardise, label and derive: write or extend the map store, in bounded memory.
 
     Resumes after a kill; a second run appends what is new.
@@ -99,12 +99,14 @@ def prepare(*, config: ConfigFile) -> None:
     ----------
     config
         The configuration, a YAML file.
+    scheduler
+        Address of a dask scheduler whose workers compute the maps: tcp://10.0.0.1:8786
     """
     from medicane import pipeline
     from medicane.config import load_config
 
     with bar("prepare") as progress:
-        done = pipeline.prepare(load_config(config), progress=progress)
+        done = pipeline.prepare(load_config(config), scheduler=scheduler, progress=progress)
     say(
         f"store      {done.store}\n"
         f"maps       {done.n_maps} ({done.n_new} new{_between(done.n_left_out)}), "

@@ -41,17 +41,31 @@ def tracking_uri(config: Config) -> str:
     return experiments.tracking_uri(config)
 
 
-def prepare(config: Config, *, progress: Progress | None = None) -> Prepared:
+def prepare(
+    config: Config, *, scheduler: str | None = None, progress: Progress | None = None
+) -> Prepared:
     """Open, standardise, label and derive: write or extend the map store, in bounded memory.
+
+    Parameters
+    ----------
+    scheduler
+        Address of a dask scheduler whose workers compute the maps; see `docs/cluster.md`.
 
     Raises
     ------
     InputError
-        For grids or a catalogue that are not understood; what was stored before is untouched.
+        For grids or a catalogue that are not understood, or a cluster that does not do what is
+        asked of it; what was stored before is untouched.
     """
     from medicane.store import write_store
 
-    summary = write_store(config, progress=progress)
+    if scheduler is None:
+        summary = write_store(config, progress=progress)
+    else:
+        from medicane.pipeline.prepare_on_workers import on_workers
+
+        compute = on_workers(config, scheduler=scheduler)
+        summary = write_store(config, progress=progress, compute=compute)
     return Prepared(**summary._asdict())
 
 

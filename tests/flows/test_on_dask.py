@@ -46,7 +46,7 @@ def test_an_archive_is_labelled_month_by_month(
     monkeypatch.setattr(scale_out, "BLOCK", 120)  # a month of six-hourly maps
     grids, model = [small_project.grids], str(small_project.model_path)
     known = {run.id for run in prefect.read_task_runs()}
-    done = detect_room.detect(grids, model, tmp_path / "there", scheduler=scheduler)
+    done = detect_room.detect(grids, model, str(tmp_path / "there"), scheduler=scheduler)
     runs = [run for run in prefect.read_task_runs() if run.id not in known]
     assert all(run.state is not None and run.state.is_completed() for run in runs)
     told = [run.name.rpartition("-")[0] for run in runs]
@@ -66,7 +66,7 @@ def test_bad_input_fails_the_run_and_leaves_nothing(
         detect_room.detect(
             [str(tmp_path / "absent.nc")],
             str(small_project.model_path),
-            tmp_path / "out",
+            str(tmp_path / "out"),
             scheduler=scheduler,
         )
     assert not (tmp_path / "out").exists()
