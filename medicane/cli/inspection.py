@@ -109,7 +109,9 @@ def _times(found: Inspected) -> str:
 
 
 def _variables(found: Inspected) -> list[str]:
-    known = sorted((v for v in found.variables if v.name), key=lambda v: str(v.name))
+    known = sorted(
+        (v for v in found.variables if v.name), key=lambda v: (str(v.name), [-p for p in v.levels])
+    )
     others = [v.field for v in found.variables if not v.name]
     rows = []
     for variable in known:
@@ -117,7 +119,9 @@ def _variables(found: Inspected) -> list[str]:
         becomes = f"{variable.name} ({variable.target_units})"
         if variable.standard_name:
             becomes += f", {variable.standard_name}"
-        if variable.levels:
+        if len(variable.levels) == 1:
+            becomes += f", at {variable.levels[0]:g} hPa"
+        elif variable.levels:
             becomes += f", {len(variable.levels)} levels"
         rows.append(f"{what} -> {becomes}" + (f": {variable.note}" if variable.note else ""))
     if others:
