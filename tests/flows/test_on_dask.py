@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ from prefect.client.orchestration import SyncPrefectClient, get_client
 from prefect.testing.utilities import prefect_test_harness
 
 from flows import detect as detect_room
+from flows import prepare as prepare_room
 from medicane import pipeline
 from medicane.detections import read_detections
 from medicane.errors import InputError
@@ -57,6 +59,19 @@ def test_an_archive_is_labelled_month_by_month(
     np.testing.assert_allclose(one["logit"], other["logit"], rtol=0, atol=1e-6)
     np.testing.assert_array_equal(one["centre_latitude"], other["centre_latitude"])
     assert (tmp_path / "there" / "events.csv").read_text() == Path(here.events).read_text()
+
+
+def test_a_store_is_prepared_by_workers(
+    small_project: SmallProject, prefect: SyncPrefectClient, scheduler: str, tmp_path: Path
+) -> None:
+    digests = []
+    for name, address in (("here", None), ("there", scheduler)):
+        file = small_project.copy_data(tmp_path / name)
+        shutil.rmtree(tmp_path / name / "maps.zarr")
+        done = prepare_room.prepare(file, scheduler=address)
+        assert done.n_new == done.n_maps == 480
+        digests.append(done.digest)
+    assert digests[0] == digests[1]
 
 
 def test_bad_input_fails_the_run_and_leaves_nothing(
