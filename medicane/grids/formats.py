@@ -156,8 +156,7 @@ def _open_file(source: str | RangeFile | FsspecStore, kind: str, *, told: str) -
         elif kind == "zarr":
             with warnings.catch_warnings():  # about speed, of stores that are not consolidated
                 warnings.simplefilter("ignore", RuntimeWarning)
-                store: Any = source  # xarray takes zarr's own stores, its annotations do not
-                datasets = [xr.open_dataset(store, engine="zarr", **options)]
+                datasets = [_open_zarr(source, options)]
         elif kind == "grib":
             datasets = grib.open_grib(str(source), options)
         else:
@@ -173,6 +172,19 @@ def _open_file(source: str | RangeFile | FsspecStore, kind: str, *, told: str) -
         raise
     except Exception as error:
         raise InputError(told, LAWS[kind], found=short(error)) from error
+
+
+def _open_zarr(source: str | FsspecStore, options: dict[str, Any]) -> xr.Dataset:
+    from zarr.storage import LocalStore
+
+    from medicane.grids.chunks import WholeStore
+
+    store: Any = WholeStore(
+        LocalStore(source, read_only=True) if isinstance(source, str) else source
+    )  # xarray takes zarr's own stores, its annotations do not
+    ds = xr.open_dataset(store, engine="zarr", **options)
+    store.require_maps(ds)
+    return ds
 
 
 def _with_coordinates(ds: xr.Dataset) -> xr.Dataset:

@@ -183,15 +183,21 @@ class Progress(keras.callbacks.Callback):
         path = self._checkpoint
         if path is None or not path.exists():
             return
-        with np.load(path, allow_pickle=False) as kept:
+        try:
+            with np.load(path, allow_pickle=False) as stored:
+                kept = {name: stored[name] for name in stored.files}
             progress = json.loads(str(kept["progress"]))
-            if progress["key"] != self._key:
-                LOG.warning("%s: of another recipe or other data, not resumed", path)
-                return
-            for i, variable in enumerate(self._state(fitted)):
-                variable.assign(kept[f"state_{i}"])
-            count = sum(name.startswith("best_") for name in kept.files)
-            self.best_weights = [kept[f"best_{i}"] for i in range(count)]
+            other = progress["key"] != self._key
+        except Exception as error:  # of whatever kind damaged bytes bring up
+            LOG.warning("%s: not a whole checkpoint, training begins anew (%s)", path, error)
+            return
+        if other:
+            LOG.warning("%s: of another recipe or other data, not resumed", path)
+            return
+        for i, variable in enumerate(self._state(fitted)):
+            variable.assign(kept[f"state_{i}"])
+        count = sum(name.startswith("best_") for name in kept)
+        self.best_weights = [kept[f"best_{i}"] for i in range(count)]
         self.rows = progress["rows"]
         self.best, self.best_epoch = progress["best"], progress["best_epoch"]
         self.stopped = progress["stopped"]
