@@ -33,7 +33,7 @@ VARIABLES = ("msl", "u10", "v10", "z")
 
 def measure(small: bool) -> Iterator[Claim]:
     """Maps a second into the store, and through the statistics."""
-    months = 1 if small else 12
+    months = 1 if small else 6
     rounds = 1 if small else 3
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)

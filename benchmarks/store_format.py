@@ -32,7 +32,7 @@ LENGTH = 12
 
 def measure(small: bool) -> Iterator[Claim]:
     """Maps a second from disk, in order and as random windows; bytes."""
-    n, grid = (192, (11, 16)) if small else (2_880, (81, 209))
+    n, grid = (192, (11, 16)) if small else (1_440, (81, 209))
     maps = smooth_maps(n, grid)
     with tempfile.TemporaryDirectory() as folder:
         packed, plain = Path(folder) / "packed.zarr", Path(folder) / "plain.zarr"

@@ -155,6 +155,51 @@ def test_an_uncommitted_rewrite_of_a_dead_writer_does_not_show(group, path):
     np.testing.assert_array_equal(xr.open_zarr(path).label, rows(0, 8)["label"])
 
 
+def test_converting_keeps_the_old_values_for_old_readers_until_the_commit_and_after(group, path):
+    group.append(rows(6, 11))
+    group.commit({})
+    old = xr.open_zarr(path, chunks=None)
+    was = rows(0, 11)["maps"]
+    for times in (2, 20):
+        now = CommittedGroup.open(path)
+        now.convert("maps", lambda part, times=times: part * times, {"times": times})
+        assert now.attributes_of("maps")["times"] == times
+        uncommitted = xr.open_zarr(path, chunks=None)
+        now.append(rows(10 + times // 2, 11 + times // 2))
+        now.commit({})
+        if times == 2:
+            np.testing.assert_array_equal(old.maps, was)
+            np.testing.assert_array_equal(uncommitted.maps, was)
+    found = xr.open_zarr(path)
+    np.testing.assert_array_equal(found.maps[:11], was * 2 * 20)
+    np.testing.assert_array_equal(found.maps[12], rows(20, 21)["maps"][0])
+    assert found.maps.attrs["times"] == 20
+
+
+def test_an_unfinished_conversion_of_a_dead_writer_does_not_show(group, path):
+    group.convert("maps", lambda part: part * 0, {"times": 0})  # and never commits
+    again = CommittedGroup.open(path)
+    np.testing.assert_array_equal(again.read("maps"), rows(0, 6)["maps"])
+    again.append(rows(6, 9))
+    again.commit({})
+    np.testing.assert_array_equal(xr.open_zarr(path).maps, rows(0, 9)["maps"])
+
+
+def test_arrays_know_of_the_last_commit_unless_more_follows(group, path):
+    group.append(rows(6, 9))
+    group.commit({}, more_follows=True)
+    assert xr.open_zarr(path).sizes["time"] == 9
+    assert zarr.open_group(path, use_consolidated=False)["maps"].shape == (6, 3)
+    group.commit({})
+    assert zarr.open_group(path, use_consolidated=False)["maps"].shape == (9, 3)
+
+
+def test_metadata_of_an_array_cut_short_by_a_power_cut_are_written_again(group, path):
+    (path / "label" / "zarr.json").write_text('{"shape": [')
+    again = CommittedGroup.open(path)
+    np.testing.assert_array_equal(again.read("label"), rows(0, 6)["label"])
+
+
 def test_a_group_never_committed_is_begun_anew(path):
     CommittedGroup.create(path, PLANS).append(rows(0, 6))
     assert CommittedGroup.open(path) is None

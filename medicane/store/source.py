@@ -33,9 +33,9 @@ _log = logging.getLogger(__name__)
 
 #: The phase space needs these levels at least, hPa.
 LEAST_LEVELS = (900, 600, 300)
-#: Packings are fitted to blocks of this many maps, one in `SAMPLE_STEP`, two at least and `SAMPLES`
-#: at most: 3 % of a short record, less of a long one.
-SAMPLE, SAMPLE_STEP, SAMPLES = 16, 512, 64
+#: Packings are fitted to this many maps at most of one piece of the source in `SAMPLE_STEP` maps,
+#: two pieces at least and `SAMPLES` at most: 5 % of a record of years, less of a long one.
+SAMPLE, SAMPLE_STEP, SAMPLES = 96, 2_048, 64
 
 
 @dataclass(frozen=True)
@@ -167,12 +167,17 @@ def fit_packings(source: Source) -> list[Packing]:
     comes before is stored.
     """
     n, channels = source.times.size, source.maps.sizes[names.CHANNEL]
-    count = min(max(2, n // SAMPLE_STEP), SAMPLES)
     least, most = np.full(channels, np.inf), np.full(channels, -np.inf)
     total, cells = np.zeros(channels), np.zeros(channels)
-    for start in np.unique(np.linspace(0, max(0, n - SAMPLE), count).astype(int)):
+    # Whole pieces: to read a part of one takes as long.
+    ends = _ends(source)
+    count = min(max(2, n // SAMPLE_STEP), SAMPLES)
+    at = np.searchsorted(ends, np.linspace(0, n - 1, count).astype(int), side="right")
+    for piece in np.unique(at).tolist():
+        start = int(ends[piece - 1]) if piece else 0
+        stop = min(int(ends[piece]), start + SAMPLE)
         try:
-            block = source.maps.isel({names.TIME: slice(start, start + SAMPLE)}).values
+            block = source.maps.isel({names.TIME: slice(start, stop)}).values
         except InputError:
             continue
         finite = np.isfinite(block)
@@ -202,9 +207,8 @@ def parts_of(source: Source, wanted: NDArray[np.int64], *, most: int) -> list[ND
         Maps in a part, about: a part ends where a piece of the source ends, for a piece that two
         parts share is read and derived twice, and so may be half as long again.
     """
-    ends = np.cumsum(source.maps.chunksizes.get(names.TIME, (source.times.size,)))
     edges, begin = [], 0
-    for before, end in itertools.pairwise([0, *ends.tolist()]):
+    for before, end in itertools.pairwise([0, *_ends(source).tolist()]):
         if end - begin > most + most // 2 and before > begin:
             edges.append(before)
             begin = before
@@ -212,6 +216,11 @@ def parts_of(source: Source, wanted: NDArray[np.int64], *, most: int) -> list[ND
             begin += most
             edges.append(begin)
     return [part for part in np.split(wanted, np.searchsorted(wanted, edges)) if part.size]
+
+
+def _ends(source: Source) -> NDArray[np.int64]:
+    """Where the pieces end that the source is read in."""
+    return np.cumsum(source.maps.chunksizes.get(names.TIME, (source.times.size,)))
 
 
 def compute_blocks(
