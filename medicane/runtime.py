@@ -323,16 +323,19 @@ def _quietly() -> Iterator[None]:
     """While OpenVINO and NNCF convert: no telemetry, and the log as it was afterwards.
 
     They tell their makers of each conversion, unless they believe that they run in a CI. A
-    conversion that fails leaves the root logger deaf to anything but errors.
+    conversion leaves the root logger, or its handlers, deaf to anything but errors.
     """
     before, root = os.environ.get("CI"), logging.getLogger()
-    level, filters, handlers = root.level, [*root.filters], [*root.handlers]
+    level, filters = root.level, [*root.filters]
+    handlers = {handler: handler.level for handler in root.handlers}
     os.environ["CI"] = "true"
     try:
         yield
     finally:
         root.setLevel(level)
-        root.filters, root.handlers = filters, handlers
+        root.filters, root.handlers = filters, list(handlers)
+        for handler, was in handlers.items():
+            handler.setLevel(was)
         if before is None:
             del os.environ["CI"]
         else:
