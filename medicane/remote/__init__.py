@@ -16,6 +16,7 @@ import io
 import os
 import tempfile
 from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -226,7 +227,8 @@ class Remote(AsyncFileSystem):
     async def _do(self, operation: str, path: str, *args: Any, **kwargs: Any) -> Any:
         full = self._full(path)
         if path not in self._sound:
-            await asyncio.to_thread(self._drop_cut_copy, full)
+            loop = asyncio.get_running_loop()
+            await loop.run_in_executor(_one_thread(), self._drop_cut_copy, full)
             self._sound.add(path)
         try:
             return await _within(self._fs, operation, full, *args, **kwargs)
@@ -239,8 +241,8 @@ class Remote(AsyncFileSystem):
 
         They copy under the final name, and take what is there for the file.
         """
-        fs = getattr(self._fs, "sync_fs", None)
-        if isinstance(fs, WholeFileCacheFileSystem):
+        fs = self._fs
+        if issubclass(type(fs), WholeFileCacheFileSystem):
             held = Path(fs.storage[-1]) / fs._mapper(full)
             if held.exists() and held.stat().st_size != fs.info(full)["size"]:
                 held.unlink()
@@ -308,6 +310,15 @@ def needs(package: str, uri: object, *, extra: str = "cloud") -> None:
 
 
 @functools.cache
+def _one_thread() -> ThreadPoolExecutor:
+    """Where file systems without an event loop work, caches among them: one thing at a time.
+
+    In the threads of the event loop they would wait for what needs those threads itself.
+    """
+    return ThreadPoolExecutor(1)
+
+
+@functools.cache
 def _copies() -> tempfile.TemporaryDirectory[str]:
     """The folder of local copies; it goes when the process does."""
     return tempfile.TemporaryDirectory(prefix="medicane-")
@@ -316,7 +327,6 @@ def _copies() -> tempfile.TemporaryDirectory[str]:
 def _connected(uri: str, options: StorageOptions | None) -> tuple[Any, str]:
     """The file system behind a URI, and the path on it; nothing is asked of it yet."""
     from fsspec.core import url_to_fs
-    from fsspec.implementations.asyn_wrapper import AsyncFileSystemWrapper
 
     protocols = {link.partition("://")[0] for link in uri.split("::")}
     try:
@@ -331,7 +341,7 @@ def _connected(uri: str, options: StorageOptions | None) -> tuple[Any, str]:
     except Exception as error:
         raise InputError(uri, "must be a URI that fsspec understands", found=error) from None
     fs.invalidate_cache()  # listings are kept by the process; a daily run asks anew
-    return (fs if fs.async_impl else AsyncFileSystemWrapper(fs, asynchronous=False)), path
+    return fs, path
 
 
 def _arguments(protocol: str, options: StorageOptions | None) -> dict[str, Any]:
@@ -362,6 +372,10 @@ def _arguments(protocol: str, options: StorageOptions | None) -> dict[str, Any]:
 
 async def _within(fs: Any, operation: str, *args: Any, **kwargs: Any) -> Any:
     """An operation of a file system, on the event loop that its connections belong to."""
+    # Of its class: a cache answers for itself with what the file system behind it is.
+    if not type(fs).async_impl:
+        call = functools.partial(getattr(fs, operation), *args, **kwargs)
+        return await asyncio.get_running_loop().run_in_executor(_one_thread(), call)
     call = getattr(fs, f"_{operation}")(*args, **kwargs)
     if asyncio.get_running_loop() is fs.loop:
         return await call
