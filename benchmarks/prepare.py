@@ -94,7 +94,7 @@ def packed_files(folder: Path, months: int) -> list[Path]:
                     "zlib": True,
                     "complevel": 1,
                     "shuffle": True,
-                    "chunksizes": (16, *ds[name].shape[1:]),
+                    "chunksizes": (min(16, len(ds[name])), *ds[name].shape[1:]),
                 }
                 ds[name].encoding.clear()
             ds.to_netcdf(files[-1], encoding=encoding)
