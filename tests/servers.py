@@ -119,7 +119,7 @@ def object_store() -> Iterator[str]:
 
 @dataclass
 class Fault:
-    """What happens to the next `times` requests of a kind whose path contains `on`.
+    """What happens to `times` requests of a kind whose path contains `on`, after `skip` others.
 
     500 and 503 answer for the server; cut ends the connection in the middle of the body, refused
     before the answer; stall falls silent there; drip passes all of it on, slowly.
@@ -127,6 +127,7 @@ class Fault:
 
     kind: Literal["500", "503", "cut", "refused", "stall", "drip"]
     times: int = 1
+    skip: int = 0
     on: str = ""
     methods: tuple[str, ...] = ("GET",)
 
@@ -150,6 +151,9 @@ class Faults:
             self.requests.append((method, path))
             for fault in self.plan:
                 if fault.times > 0 and fault.on in path and method in fault.methods:
+                    if fault.skip > 0:
+                        fault.skip -= 1
+                        continue
                     fault.times -= 1
                     self.met += 1
                     return fault.kind
