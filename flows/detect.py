@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 from prefect import flow, task
 from prefect.artifacts import create_markdown_artifact
 from prefect.cache_policies import NO_CACHE
-from pydantic import Field
+from pydantic import BeforeValidator, Field
 
 from flows.retries import ON_IO_FAULT
 from medicane import pipeline
@@ -83,7 +83,7 @@ def label_archive(
 def detect(
     inputs: Annotated[list[str], Field(min_length=1)],
     model: str = "models:/medicane@champion",
-    out: str = "detections",
+    out: Annotated[str, BeforeValidator(str)] = "detections",
     mode: Literal["causal", "fused"] = "causal",
     precision: Literal["float32", "bfloat16", "int8"] = "float32",
     threshold: Annotated[float, Field(gt=0, lt=1)] | None = None,

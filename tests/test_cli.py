@@ -33,6 +33,8 @@ COMMANDS = (
     "demo",
     "detect",
     "evaluate",
+    "fetch",
+    "inspect",
     "prepare",
     "promote",
     "rollback",
@@ -499,7 +501,7 @@ def test_output_that_is_a_file(medicane: Medicane, tmp_path: Path, command: str,
     assert "file.txt" in line
 
 
-@pytest.mark.parametrize("command", ["detect", "synth", "demo"])
+@pytest.mark.parametrize("command", ["synth", "demo"])
 def test_output_on_an_object_store(
     medicane: Medicane, tmp_path: Path, command: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:

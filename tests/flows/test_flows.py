@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import errno
 import importlib
 import inspect
@@ -110,7 +111,7 @@ def test_the_schema_of_detect_is_what_a_form_can_show() -> None:
         "exclusiveMinimum": 0,
         "exclusiveMaximum": 1,
     }
-    assert shown["out"]["format"] == "path"
+    assert shown["out"]["type"] == "string"  # a folder or a URI
     assert shown["model"]["default"] == "models:/medicane@champion"
     assert shown["allow_short"]["default"] is False
 
@@ -468,7 +469,9 @@ def test_the_users_own_server_is_left_in_the_environment(
 
 def deployments_file(folder: Path, *deployments: dict[str, Any], **more: Any) -> Path:
     file = folder / "deployments.yaml"
-    values = {"schema_version": 1, "deployments": list(deployments), **more}
+    # Copies: what stands in the file twice would be written as an alias.
+    copies = [copy.deepcopy(one) for one in deployments]
+    values = {"schema_version": 1, "deployments": copies, **more}
     file.write_text(yaml.safe_dump(values, sort_keys=False), encoding="utf-8")
     return file
 
@@ -515,7 +518,7 @@ def test_a_schedule_has_the_time_zone_that_it_names(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("change", "law"),
     [
-        ({"flow": "fetch"}, r"deployments\.0\.flow: .*'promote'; found 'fetch'"),
+        ({"flow": "forget"}, r"deployments\.0\.flow: .*'promote'; found 'forget'"),
         ({"name": ""}, r"deployments\.0\.name: .*; found ''"),
         ({"name": "a/b"}, r"deployments\.0\.name: .*; found 'a/b'"),
         ({"cron": "61 * * * *"}, r"deployments\.0\.cron: must be a cron .* found '61 \* \* \* \*'"),
