@@ -680,9 +680,9 @@ def test_no_secret_of_a_uri_or_the_environment_reaches_anything(
         settings["data"] |= {"grids": grids, "catalogue": str(project.folder / "sea/storms.csv")}
         work = tmp_path / "work"
         work.mkdir()
-        (tmp_path / "config.yaml").write_text(yaml.safe_dump(settings))
+        (tmp_path / "config.yaml").write_text(yaml.safe_dump(settings, sort_keys=False))
         settings["data"]["store"] = str(work / "maps.zarr")
-        (tmp_path / "config.yaml").write_text(yaml.safe_dump(settings))
+        (tmp_path / "config.yaml").write_text(yaml.safe_dump(settings, sort_keys=False))
         config = tmp_path / "config.yaml"
 
         told = [medicane("--debug", "prepare", "--config", config)]

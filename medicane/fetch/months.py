@@ -89,7 +89,7 @@ def planned_months(
     Raises
     ------
     InputError
-        If the period is none, or the step does not divide a day.
+        If the period is none, the step does not divide a day, or a channel is not of ERA5.
     """
     step = config.data.step_hours
     if 24 % step:
@@ -103,6 +103,9 @@ def planned_months(
     needs |= {("z", float(level)) for level in names.PHASE_SPACE_LEVELS}
     # Heights come as geopotential; a land-sea mask comes with this package.
     fields = {("z" if name == "zg" else name, level) for name, level in needs if name != "lsm"}
+    unknown = sorted({name for name, _ in fields} - set(LONG_NAMES))
+    if unknown:
+        raise InputError("data.channels", "must be made of what ERA5 has", found=unknown)
     levels = sorted({int(level) for _, level in fields if level is not None}, reverse=True)
     stamps = times.astype("datetime64[M]")
     months = []
