@@ -9,8 +9,10 @@ write with xbatcher and ``model.predict``: it labels a part of the year, and rat
 
 from __future__ import annotations
 
+import gc
 import os
 import resource
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -91,7 +93,10 @@ def from_disk(config: Config, model: Path, grids: str, small: bool) -> Iterator[
     bfloat16 = pipeline.check_precision(config, model=str(model), precision="bfloat16")
     network = detector.load_detector(model)
     n_windows = 2 * BATCH if small else 6 * BATCH
-    windows = Windows(network, grids, n_windows)
+    # The HDF5 library has crashed on files that one side holds open while the other opens them.
+    folder = Path(grids).parent
+    shutil.copytree(folder, folder.with_name("copies"))
+    windows = Windows(network, str(folder.with_name("copies") / "*.nc"), n_windows)
     windows()  # tracing
     rounds = 1 if small else 3
     verdicts = {"bfloat16": bfloat16.passed, "int8": check.passed}
@@ -130,9 +135,12 @@ class Detect:
     def __call__(self) -> int:
         for file in self.out.glob("*"):
             file.unlink()
-        return pipeline.detect(
+        done = pipeline.detect(
             [self.grids], model=str(self.model), out=self.out, precision=self.precision
-        ).n_new
+        )
+        # Files that are forgotten are closed when they are collected: not while others are read.
+        gc.collect()
+        return done.n_new
 
     def gap(self, windows: Windows) -> float:
         """The largest difference of a probability from the last one of its window."""
