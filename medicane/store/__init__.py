@@ -73,7 +73,7 @@ _log = logging.getLogger(__name__)
 #: Maps computed, checked and committed at once, about: what bounds the memory.
 BLOCK = 96
 #: Source files held open at once: each keeps up to 16 MB a variable of what it has inflated.
-OPEN_FILES = 8
+OPEN_FILES = 4
 
 #: Called with the maps done and the maps to do.
 Progress = Callable[[int, int], None]

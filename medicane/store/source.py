@@ -15,6 +15,7 @@ import dask.array as da
 import numpy as np
 import pandas as pd
 import xarray as xr
+from dask.base import get_scheduler
 from numpy.typing import NDArray
 
 from medicane import names
@@ -272,7 +273,10 @@ def _read(source: Source, part: NDArray[np.int64]) -> list[NDArray[np.float32]]:
         ds = source.ds.isel(at)
         zg = ds["zg"].sel({names.LEVEL: list(source.levels)})
         wanted += [zg.transpose(*order).data, ds["msl"].transpose(*order[:1], *order[2:]).data]
-    fields = [np.ascontiguousarray(array, np.float32) for array in dask.compute(*wanted)]
+    # Files are read one after another anyway, and each thread keeps memory of its own: on threads
+    # of dask the peak is half as high again. A scheduler that is asked for is taken.
+    computed = dask.compute(*wanted, scheduler=get_scheduler() or "synchronous")
+    fields = [np.ascontiguousarray(array, np.float32) for array in computed]
     times = source.times[part]
     check_whole(fields[0], times, [f"channel {c}" for c in source.maps[names.CHANNEL].values])
     if source.levels:
