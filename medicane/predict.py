@@ -381,15 +381,6 @@ def read_ahead(
                 future.cancel()
 
 
-def channels_last(maps: xr.DataArray) -> np.ndarray:
-    """Read maps as (time, latitude, longitude, channel) float32.
-
-    Read first, transposed then: a lazy array that is transposed first is read cell by cell.
-    """
-    order = (names.TIME, names.LATITUDE, names.LONGITUDE, names.CHANNEL)
-    return np.asarray(maps.compute().transpose(*order).values, dtype=np.float32)
-
-
 def _apply(network: Any, values: np.ndarray, *, batch: int) -> np.ndarray:
     """The network over many items in batches of one shape a call (no retracing at the tail)."""
     parts = []

@@ -384,7 +384,8 @@ def label_maps(
     The map that is labelled stays the last one of its window: all that is taken from the detector
     is the order of what came before.
     """
-    from medicane.predict import channels_last, predict
+    from medicane.packing import read_block
+    from medicane.predict import predict
     from medicane.sequences import contiguous_periods
 
     if not shuffled:
@@ -400,9 +401,7 @@ def label_maps(
         features = np.concatenate(
             [
                 np.asarray(
-                    encoder.predict_on_batch(
-                        channels_last(maps.isel({names.TIME: slice(at, min(at + 96, period.stop))}))
-                    )
+                    encoder.predict_on_batch(read_block(maps, at, min(at + 96, period.stop)))
                 )
                 for at in range(period.start, period.stop, 96)
             ]

@@ -16,7 +16,7 @@ from medicane import model as detector
 from medicane import names
 from medicane.config import Config
 from medicane.evaluate.calibration import fit_temperature, fit_threshold
-from medicane.predict import channels_last
+from medicane.packing import read_block
 from medicane.sequences import split_windows
 from medicane.train.progress import validation_logits
 
@@ -108,12 +108,7 @@ def training_features(
         used, where = np.unique(part, return_inverse=True)
         # Maps close together are read as one slice; what lies between two years is not.
         runs = np.split(used, np.flatnonzero(np.diff(used) > NEAR) + 1)
-        read = [
-            channels_last(maps.isel({names.TIME: slice(int(run[0]), int(run[-1]) + 1)}))[
-                run - run[0]
-            ]
-            for run in runs
-        ]
+        read = [read_block(maps, int(run[0]), int(run[-1]) + 1)[run - run[0]] for run in runs]
         values = np.concatenate(read)[where.reshape(part.shape)]
         found = np.asarray(encoder.predict_on_batch(values if over_time else values[:, -1]))
         parts.append(found[:, -1] if over_time else found)
