@@ -188,12 +188,12 @@ def quantised(encoder: keras.Model, *, digest: str, maps: Iterable[Maps]) -> Enc
     if open_encoder(encoder, digest=digest) is None:
         law = "int8 needs the extra fast and an encoder that OpenVINO can run"
         raise InputError("--precision", law, found="an encoder that runs on Keras")
-    with _quietly():
-        import nncf
-    nncf.set_log_level(logging.ERROR)
     batches = [np.ascontiguousarray(batch, dtype=np.float32) for batch in maps]
     network = _openvino().Core().read_model(_entry(digest, quantised=False) / _GRAPH)
-    with _quietly(), contextlib.redirect_stdout(io.StringIO()):  # its bars
+    with _quietly(), contextlib.redirect_stdout(io.StringIO()):  # it draws bars
+        import nncf
+
+        nncf.set_log_level(logging.ERROR)
         network = nncf.quantize(network, nncf.Dataset(batches), subset_size=len(batches))
     entry = _entry(digest, quantised=True)
     shutil.rmtree(entry, ignore_errors=True)
