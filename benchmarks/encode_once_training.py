@@ -130,6 +130,7 @@ def _against_time_distributed(config: Config, maps: np.ndarray, small: bool) -> 
     )
     assert folded is not None
     assert unrolled is not None
+    folded(), unrolled()  # a new seed, that of the second network, empties TensorFlow's caches
     yield side_by_side(
         folded,
         unrolled,
