@@ -911,4 +911,4 @@ def test_memory_does_not_grow_with_the_record(tmp_path):
         peak[n_files] = int(done.stdout.split()[-1]) / 1024
     size = sum(f.stat().st_size for f in (tmp_path / "12" / "maps.zarr").rglob("*") if f.is_file())
     assert peak[12] - peak[2] < 40  # MiB
-    assert size / 2**20 > 15
+    assert 2 * size / 2**20 > 15  # as they are computed: in the store they are packed to half
