@@ -302,7 +302,7 @@ def test_faults_that_pass_change_nothing(
     opened = https.faults.met
     https.faults.inject(kind, times=2)
     xr.testing.assert_equal(ds.load(), here)
-    assert opened == 2
+    assert opened == 2 or (kind == "drip" and opened == 1)  # a drip is slow, not tried again
     assert https.faults.met > opened or name == "before.nc"  # a copy has been made already
 
 

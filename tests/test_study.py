@@ -357,7 +357,7 @@ def test_the_small_study_runs_resumes_and_tells(tmp_path: Path) -> None:
         "climatology",
         "out_of_domain",
     }
-    assert set(results["sets"]) == {"benchmark", "holland", "budget"}
+    assert set(results["sets"]) == {"benchmark", "held_back", "holland", "budget"}
     assert results["acceptance"]["clean_oracle"]["found"]["csi"] == pytest.approx(1)
     again = score_set(read_forecasts(tmp_path / "skill" / "results" / "forecasts_benchmark.nc"))
     assert again["models"]["detector"]["csi"] == found["detector"]["csi"]
