@@ -2,7 +2,7 @@
 
     python -m benchmarks [--small] [--out docs/performance] [--only NAME …]
 
-A module of this folder takes part if it has ``measure``. What is measured is kept in
+A module of this folder takes part if it has ``measure(small: bool)``. What is measured is kept in
 ``OUT/results.json`` module by module, so that a run that was cut, or ``--only``, adds to it.
 """
 
@@ -25,7 +25,9 @@ HERE = Path(__file__).parent
 def modules() -> list[str]:
     """Names of the benchmarks, as the page lists them."""
     return sorted(
-        path.stem for path in HERE.glob("*.py") if "\ndef measure(" in path.read_text("utf-8")
+        path.stem
+        for path in HERE.glob("*.py")
+        if "\ndef measure(small: bool)" in path.read_text("utf-8")
     )
 
 

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
+import ast
 import json
 import os
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -119,19 +118,13 @@ def test_a_claim_is_what_the_page_reads(tmp_path: Path) -> None:
     assert "| a | b | 1 maps/s |" in page_of(tmp_path, [made])
 
 
-@pytest.mark.slow
-def test_every_benchmark_runs_small(tmp_path: Path) -> None:
-    """`make bench SMALL=1`: that each works, and says a claim; never how fast."""
-    out = tmp_path / "performance"
-    done = subprocess.run(
-        [sys.executable, "-m", "benchmarks", "--small", "--out", str(out)],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        timeout=580,
-    )
-    assert done.returncode == 0, done.stderr[-4000:]
-    found = json.loads((out / "results.json").read_text("utf-8"))
-    assert list(found) == modules()
-    assert all(told["claims"] for told in found.values())
-    assert (tmp_path / "performance.md").exists()
+def test_every_benchmark_says_what_it_measures() -> None:
+    """Each module that takes part has ``measure``, and a first line that says what it is."""
+    found = modules()
+    assert {"detection", "encode_once_training", "loader", "prepare", "scaling"} <= set(found)
+    for name in found:
+        tree = ast.parse((ROOT / "benchmarks" / f"{name}.py").read_text("utf-8"))
+        assert ast.get_docstring(tree), name
+        functions = {node.name: node for node in tree.body if isinstance(node, ast.FunctionDef)}
+        assert [one.arg for one in functions["measure"].args.args] == ["small"], name
+        assert ast.get_docstring(functions["measure"]), name
