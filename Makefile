@@ -34,8 +34,9 @@ endif
 test: $(READY)  ## the tests, without the slow ones
 	$(BIN)/python -m pytest -q -n 2 --dist loadfile -m "not slow"
 
+# Three at a time: much of it waits for servers.
 test-slow: $(READY)  ## the slow tests alone: real servers, killed runs, the demo
-	$(BIN)/python -m pytest -q -n 2 --dist loadfile -m slow
+	$(BIN)/python -m pytest -q -n 3 --dist loadfile -m slow
 
 check: $(READY)  ## lint, format and types
 	$(BIN)/ruff check .

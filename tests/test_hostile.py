@@ -315,7 +315,7 @@ def test_any_table_is_a_catalogue_or_one_line(
 # Times -------------------------------------------------------------------------------------------
 
 
-@few(40)
+@few(15)
 @given(
     hours=st.lists(st.integers(-48, 48), min_size=1, max_size=6),
     units=st.sampled_from(["hours since 2001-02-28", "days since 1850-01-01", "hours", "K"]),
