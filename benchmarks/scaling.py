@@ -9,8 +9,6 @@ measured in `benchmarks.detection`.
 
 from __future__ import annotations
 
-import hashlib
-import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -20,9 +18,9 @@ import numpy as np
 import xarray as xr
 
 from benchmarks.claims import Claim, Curve, cores, main
-from benchmarks.peak import CHANNELS
+from benchmarks.peak import CHANNELS, on_openvino
 from medicane import model as detector
-from medicane import names, runtime
+from medicane import names
 from medicane.config import make_config
 from medicane.normalise import Statistics
 from medicane.predict import predict
@@ -58,11 +56,7 @@ def default_detector(*, small: bool) -> tuple[Any, Any]:
     facts = {"length": config.sequences.length, "step_hours": 1, "smallest_grid": 8}
     statistics = Statistics(CHANNELS, np.zeros(len(CHANNELS)), np.ones(len(CHANNELS)), 9)
     model = detector.build_detector(config, statistics, facts=facts)
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "model.keras"
-        model.save(path)
-        digest = hashlib.sha256(path.read_bytes()).hexdigest()
-    return model, runtime.open_encoder(detector.encoder_of(model), digest=digest)
+    return model, on_openvino(model)
 
 
 def seconds_for(model: Any, encode: Any, maps: xr.DataArray) -> float:
