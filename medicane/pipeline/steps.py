@@ -12,6 +12,7 @@ import pandas as pd
 
 from medicane import names
 from medicane.config import Config, Label, Sea
+from medicane.errors import InputError
 from medicane.pipeline.cards import MODEL_CARD, card_text
 from medicane.pipeline.summaries import Prepared, Progress, Trained
 
@@ -80,6 +81,8 @@ def train(
 ) -> Trained:
     """Train on the map store, track the run in MLflow, register the model as ``challenger``.
 
+    Of several workers (``train.workers``) this is worker 0; the others call `train_along`.
+
     Parameters
     ----------
     name
@@ -94,13 +97,20 @@ def train(
     Raises
     ------
     InputError
-        If there is no map store, its splits hold no medicane, or tracking does not answer.
+        If there is no map store, its splits hold no medicane, tracking does not answer, or the
+        workers are not those of ``TF_CONFIG``.
+    WorkerLostError
+        If another worker ended or did not come.
     """
     from medicane import experiments
     from medicane.store import open_store
-    from medicane.train import train_detector
+    from medicane.train import join, train_detector
 
     store = open_store(config.data.store)
+    team = join(config.train.workers)
+    if not team.first:
+        law = "worker 0 alone registers the model; start the others with 'medicane train'"
+        raise InputError("train.workers", law, found=f"worker {team.rank}")
     digest = str(store.attrs["content_digest"])
     if checkpoint is None:
         checkpoint = Path(config.data.store).resolve().parent / "training.checkpoint.npz"
@@ -145,6 +155,7 @@ def train(
         card = card_text(config, store, trained.model, trained.splits, model=registered)
         run.log_text(card, MODEL_CARD)
         experiments.describe_version(registered, card)
+        team.total(0)  # the others leave when the model is registered
         uri = experiments.tracking_uri(config)
         return Trained(
             run_id=run.run_id,
@@ -160,6 +171,40 @@ def train(
             core_minutes=trained.core_minutes,
             n_parameters=trained.n_parameters,
         )
+
+
+def worker_number(config: Config) -> int:
+    """Which of the workers that train together this process is, from 0.
+
+    Raises
+    ------
+    InputError
+        If ``train.workers`` is more than 1 and ``TF_CONFIG`` does not name so many.
+    """
+    if config.train.workers == 1:
+        return 0
+    from medicane.train.workers import named_workers
+
+    return named_workers(config.train.workers)[1]
+
+
+def train_along(config: Config) -> None:
+    """Train as a worker other than the first, which tracks, registers and keeps the checkpoint.
+
+    Raises
+    ------
+    InputError
+        As `train` does, and if configuration or store are not those of worker 0.
+    WorkerLostError
+        If another worker ended or did not come.
+    """
+    from medicane.store import open_store
+    from medicane.train import join, train_detector
+
+    store = open_store(config.data.store)
+    team = join(config.train.workers)
+    train_detector(config, store)
+    team.total(0)
 
 
 def log_training(

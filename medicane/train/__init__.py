@@ -8,10 +8,19 @@ ends with the same weights.
 * `members`: one network, fitted epoch by epoch.
 * `progress`: what happens after each epoch, and the checkpoint.
 * `curriculum`: short sequences first.
+* `workers`: several processes that train one network together.
 * `calibration`: what is fitted after the network: temperature, threshold, autoencoder.
 """
 
 from medicane.train.progress import OnEpoch
 from medicane.train.training import TrainedDetector, train_detector, training_facts
+from medicane.train.workers import WorkerLostError, join
 
-__all__ = ["OnEpoch", "TrainedDetector", "train_detector", "training_facts"]
+__all__ = [
+    "OnEpoch",
+    "TrainedDetector",
+    "WorkerLostError",
+    "join",
+    "train_detector",
+    "training_facts",
+]
