@@ -49,7 +49,7 @@ def weights_digest(model: keras.Model) -> str:
     """SHA-256 of the weights, in their order."""
     digest = hashlib.sha256()
     for weight in model.get_weights():
-        digest.update(np.ascontiguousarray(weight))
+        digest.update(np.ascontiguousarray(weight).data)
     return digest.hexdigest()
 
 
