@@ -40,7 +40,7 @@ KEYS = [
 
 
 def write(path, kind="packed", **storage):
-    """A file of one variable ``x``; returns the variable as xarray opens it."""
+    """A file of one variable ``msl``; returns the variable as xarray opens it."""
     dtype, attributes = KINDS[kind]
     rng = np.random.default_rng(1)
     values = rng.integers(0, 100, SHAPE) if np.dtype(dtype).kind != "f" else rng.normal(size=SHAPE)
@@ -51,7 +51,7 @@ def write(path, kind="packed", **storage):
         for name, size in zip(DIMENSIONS, SHAPE, strict=True):
             file.createDimension(name, size)
         options = {"zlib": True, "chunksizes": (8, 2, 7, 11), "fill_value": fill} | storage
-        made = file.createVariable("x", dtype, DIMENSIONS, **options)
+        made = file.createVariable("msl", dtype, DIMENSIONS, **options)
         made.set_auto_maskandscale(False)
         made.setncatts({k: v for k, v in attributes.items() if k != "_FillValue"})
         made[:] = values.astype(dtype)
@@ -59,14 +59,15 @@ def write(path, kind="packed", **storage):
 
 
 def opened(path):
-    return xr.open_dataset(path, engine="netcdf4", cache=False)["x"].variable
+    return xr.open_dataset(path, engine="netcdf4", cache=False)["msl"].variable
 
 
 @pytest.mark.parametrize("storage", [{}, {"shuffle": False, "chunksizes": (1, 3, 4, 5)}])
+@pytest.mark.filterwarnings("ignore::xarray.SerializationWarning")
 @pytest.mark.parametrize("kind", KINDS)
 def test_the_values_are_those_of_the_library(tmp_path, kind, storage):
     variable = write(tmp_path / "x.nc", kind, **storage)
-    chunks = hdf5.Chunks(str(tmp_path / "x.nc"), "x", variable)
+    chunks = hdf5.Chunks(str(tmp_path / "x.nc"), "msl", variable)
     for key in KEYS:
         ours, theirs = chunks.read(key), variable[key].values
         assert ours.dtype == theirs.dtype
@@ -78,7 +79,7 @@ def test_blocks_are_cut_as_the_chunks_are(tmp_path, monkeypatch):
     variable = write(tmp_path / "x.nc")
     monkeypatch.setattr(hdf5, "AT_ONCE", 1)
     key = (slice(3, 37), *KEYS[0][1:])
-    ours = hdf5.Chunks(str(tmp_path / "x.nc"), "x", variable).read(key)
+    ours = hdf5.Chunks(str(tmp_path / "x.nc"), "msl", variable).read(key)
     np.testing.assert_array_equal(ours, variable[key].values)
 
 
@@ -94,11 +95,11 @@ def test_blocks_are_cut_as_the_chunks_are(tmp_path, monkeypatch):
 )
 def test_other_storage_is_left_to_the_library(tmp_path, storage):
     variable = write(tmp_path / "x.nc", **storage)
-    assert hdf5.Chunks(str(tmp_path / "x.nc"), "x", variable).read(KEYS[0]) is None
+    assert hdf5.Chunks(str(tmp_path / "x.nc"), "msl", variable).read(KEYS[0]) is None
 
 
 def test_positions_that_follow_no_step_are_left_to_the_library(tmp_path):
-    chunks = hdf5.Chunks(str(tmp_path / "x.nc"), "x", write(tmp_path / "x.nc"))
+    chunks = hdf5.Chunks(str(tmp_path / "x.nc"), "msl", write(tmp_path / "x.nc"))
     assert chunks.read((np.array([3, 1]), *KEYS[0][1:])) is None
     assert chunks.read((slice(0, 0), *KEYS[0][1:])) is None
     assert chunks.read((slice(None),)) is None
@@ -107,17 +108,17 @@ def test_positions_that_follow_no_step_are_left_to_the_library(tmp_path):
 def test_a_chunk_that_was_never_written_is_left_to_the_library(tmp_path):
     with netCDF4.Dataset(tmp_path / "x.nc", "w") as file:
         file.createDimension("time", None)
-        made = file.createVariable("x", "i2", ("time",), zlib=True, chunksizes=(4,))
+        made = file.createVariable("msl", "i2", ("time",), zlib=True, chunksizes=(4,))
         made[0:2] = 1
         made[16:18] = 1
     variable = opened(tmp_path / "x.nc")
-    chunks = hdf5.Chunks(str(tmp_path / "x.nc"), "x", variable)
+    chunks = hdf5.Chunks(str(tmp_path / "x.nc"), "msl", variable)
     assert chunks.read((slice(None),)) is None
 
 
 def test_another_file_of_that_name_is_left_to_the_library(tmp_path):
     path = tmp_path / "x.nc"
-    chunks = hdf5.Chunks(str(path), "x", write(path))
+    chunks = hdf5.Chunks(str(path), "msl", write(path))
     assert chunks.read(KEYS[1]) is not None
     shutil.copy(path, tmp_path / "other.nc")
     (tmp_path / "other.nc").replace(path)
@@ -128,7 +129,7 @@ def test_another_file_of_that_name_is_left_to_the_library(tmp_path):
 
 def test_they_travel_to_other_processes(tmp_path):
     variable = write(tmp_path / "x.nc")
-    chunks = hdf5.Chunks(str(tmp_path / "x.nc"), "x", variable)
+    chunks = hdf5.Chunks(str(tmp_path / "x.nc"), "msl", variable)
     first = chunks.read(KEYS[1])
     np.testing.assert_array_equal(pickle.loads(pickle.dumps(chunks)).read(KEYS[1]), first)
 
@@ -136,14 +137,14 @@ def test_they_travel_to_other_processes(tmp_path):
 def test_the_library_tells_of_a_damaged_chunk(tmp_path):
     path = tmp_path / "x.nc"
     write(path)
-    index = hdf5._index_of(str(path), "x", SHAPE)
+    index = hdf5._index_of(str(path), "msl", SHAPE)
     place, size = index.at[(8, 0, 0, 0)]
     content = bytearray(path.read_bytes())
     content[place + size // 2] ^= 0xFF
-    path.write_bytes(content)
-    ds = open_grids(path)
-    with pytest.raises(InputError, match=r"x\.nc: x: the data must be readable"):
-        ds["x"].compute()
+    (tmp_path / "damaged.nc").write_bytes(content)
+    ds = open_grids(tmp_path / "damaged.nc")
+    with pytest.raises(InputError, match=r"damaged\.nc: msl: the data must be readable"):
+        ds["msl"].compute()
 
 
 def test_grids_are_read_so(tmp_path, monkeypatch):
@@ -155,4 +156,4 @@ def test_grids_are_read_so(tmp_path, monkeypatch):
 
     ds = open_grids(path)
     monkeypatch.setattr("xarray.backends.netCDF4_.NetCDF4ArrayWrapper._getitem", refused)
-    np.testing.assert_array_equal(ds["x"].values, theirs)
+    np.testing.assert_array_equal(ds["msl"].values, theirs)
