@@ -9,6 +9,7 @@ import json
 import os
 import pickle
 import re
+import shutil
 import sqlite3
 import string
 import subprocess
@@ -709,6 +710,7 @@ def test_no_secret_of_a_uri_or_the_environment_reaches_anything(
 
     from medicane import experiments
 
+    shutil.copy(project.folder / "empty.db", work / "mlflow.db")
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{work / 'mlflow.db'}")
     with experiments.training_run(load_config(config), name="planted"):
         pass
