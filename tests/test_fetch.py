@@ -679,20 +679,15 @@ def test_the_command_fetches_and_says_what(
     assert answer.line.startswith("medicane: --end: must not be before --start; found 2020-01-30")
 
 
-def test_without_the_extra_one_line_names_it(tmp_path: Path) -> None:
+def test_without_the_extra_one_line_names_it(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     file = tmp_path / "config.yaml"
     file.write_text(yaml.safe_dump(settings(tmp_path), sort_keys=False))
-    code = "import sys; sys.modules['cdsapi'] = None; from medicane.cli import main; main()"
+    monkeypatch.setitem(sys.modules, "cdsapi", None)  # an import of it fails
     words = ["fetch", "--config", file, "--source", "cds", "--start", START, "--end", END]
-    ended = subprocess.run(
-        [sys.executable, "-c", code, *map(str, words)],
-        env=os.environ | {"PYTHONPATH": str(ROOT)},
-        capture_output=True,
-        text=True,
-    )
-    assert ended.returncode == 2
-    assert ended.stderr == (
-        "medicane: medicane fetch --source cds: needs cdsapi: pip install 'medicane[cloud]'\n"
+    assert Medicane(capfd)(*words).line == (
+        "medicane: medicane fetch --source cds: needs cdsapi: pip install 'medicane[cloud]'"
     )
 
 
