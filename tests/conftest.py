@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import os
+import pickle
 from collections.abc import Generator
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -19,6 +20,7 @@ os.environ.pop("MLFLOW_TRACKING_URI", None)
 os.environ.pop("PREFECT_API_URL", None)
 
 import pytest
+from filelock import FileLock
 
 if TYPE_CHECKING:
     from tests.small_project import SmallProject
@@ -63,11 +65,20 @@ def real_data() -> Path:
 
 @pytest.fixture(scope="session")
 def small_project(tmp_path_factory: pytest.TempPathFactory) -> SmallProject:
-    """A tiny trained project (see `small_project.SmallProject`), made once a session in 20 s.
+    """A tiny trained project (see `small_project.SmallProject`), made in 20 s by the first worker
+    that needs it, for all.
 
     It is shared: read it, and write elsewhere. Whoever trains, evaluates with the default ``out``
     or extends the store works on a ``small_project.copy_data(tmp_path)``.
     """
     from tests.small_project import make_small_project
 
-    return make_small_project(tmp_path_factory.mktemp("small_project"))
+    folder = tmp_path_factory.getbasetemp()
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        folder = folder.parent  # that of the whole run
+    made = folder / "small_project.pickle"
+    with FileLock(folder / ".small_project.lock"):
+        if not made.exists():
+            project = make_small_project(tmp_path_factory.mktemp("small_project"))
+            made.write_bytes(pickle.dumps(project))
+        return pickle.loads(made.read_bytes())
