@@ -8,6 +8,7 @@ import importlib
 import inspect
 import json
 import os
+import sqlite3
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -450,7 +451,8 @@ def test_two_projects_of_one_process_keep_their_runs_apart(
     assert "MLFLOW_TRACKING_URI" not in os.environ
     other = load_config(small_project.copy_data(tmp_path))
     experiments.use_tracking(pipeline.tracking_uri(other), experiment="other")
-    assert (tmp_path / "mlflow.db").exists()
+    with sqlite3.connect(tmp_path / "mlflow.db") as database:
+        assert ("other",) in database.execute("select name from experiments").fetchall()
     assert pipeline.tracking_uri(small_project.config) == small_project.tracking_uri
 
 
