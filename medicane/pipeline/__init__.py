@@ -33,13 +33,18 @@ from medicane.pipeline.summaries import (
     Fetched,
     HeldVariable,
     Inspected,
+    Left,
     PrecisionChecked,
     Prepared,
     Progress,
     RolledBack,
     Summary,
+    Told,
     Trained,
+    Watched,
 )
+from medicane.pipeline.watch_status import status_text
+from medicane.pipeline.watching import watch
 
 __all__ = [
     "MODEL_NAME",
@@ -53,13 +58,16 @@ __all__ = [
     "Fetched",
     "HeldVariable",
     "Inspected",
+    "Left",
     "PrecisionChecked",
     "Prepared",
     "Progress",
     "RolledBack",
     "Steps",
     "Summary",
+    "Told",
     "Trained",
+    "Watched",
     "check_precision",
     "compare",
     "cross_validate",
@@ -73,9 +81,11 @@ __all__ = [
     "promote",
     "rollback",
     "skill",
+    "status_text",
     "synthesise",
     "tracking_uri",
     "train",
     "train_along",
     "worker_number",
+    "watch",
 ]

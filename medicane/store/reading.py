@@ -19,6 +19,7 @@ from medicane import names
 from medicane.errors import InputError
 from medicane.packing import Packing, Reused, unpack_channels_last
 from medicane.store.chunks import ChunkFiles
+from medicane.store.restarts import Restart
 from medicane.store.schema import (
     LOWS,
     SCHEMA_VERSION,
@@ -150,6 +151,31 @@ def verify_store(path: str | Path) -> None:
         raise InputError(
             path, f"must have the digest {ds.attrs['content_digest'][:12]}…", found=found[:12] + "…"
         )
+
+
+def stored_end(path: str | Path) -> Restart | None:
+    """Where the record of a store ends now; None if there is no map of it.
+
+    Raises
+    ------
+    InputError
+        If there is something else than a map store.
+    """
+    if not Path(path).exists():
+        return None
+    ds, channels = _open(path)
+    if not ds.sizes[names.TIME]:
+        return None
+    packings = [packing for _, packing in channels.values()]
+    return Restart(
+        # What does not change with time is written once.
+        born=(Path(path) / names.LATITUDE / "zarr.json").stat().st_mtime_ns,
+        n=ds.sizes[names.TIME],
+        time=str(ds[names.TIME].values[-1].astype("datetime64[s]")),
+        packed=first_digest(json.loads(ds.attrs["recipe"]), packings),
+        chain=ds.attrs["maps_digest"],
+        last_lows=ds.attrs["last_lows"],
+    )
 
 
 def record_digest(
