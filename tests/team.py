@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 import pytest
+import yaml
 
 from tests.conftest import ROOT
 from tests.processes import answers, environment, free_port, running, wait_for
@@ -130,6 +131,8 @@ class Team:
         default_factory=lambda: {port: free_port() for port in (4200, 5000, 5432)}
     )
 
+    processes: dict[str, tuple[subprocess.Popen[bytes], Path]] = field(default_factory=dict)
+
     @property
     def prefect(self) -> str:
         """Address of the Prefect server."""
@@ -139,6 +142,20 @@ class Team:
     def mlflow(self) -> str:
         """Address of the MLflow server."""
         return f"http://127.0.0.1:{self.ports[5000]}"
+
+    @property
+    def pages(self) -> dict[str, str]:
+        """What answers when a server does, by its unit."""
+        return {
+            "medicane-prefect.service": f"{self.prefect}/api/health",
+            "medicane-mlflow.service": f"{self.mlflow}/health",
+        }
+
+    def wait(self) -> None:
+        """Wait until both servers answer."""
+        for name, page in self.pages.items():
+            process, log = self.processes[name]
+            wait_for(name, lambda page=page: answers(page), process=process, log=log, seconds=180)
 
     def here(self, text: str) -> str:
         """The text of a unit with the folders and ports of this test."""
@@ -162,6 +179,14 @@ class Team:
                 told |= dict(one.split("=", 1) for one in shlex.split(self.here(value)))
         return environment(**told | more)
 
+    def make_bucket(self) -> None:
+        """What compose.yaml makes the bucket with."""
+        services = yaml.safe_load((ROOT / "compose.yaml").read_text(encoding="utf-8"))["services"]
+        command = [
+            word.replace("http://store:7070", self.store) for word in services["bucket"]["command"]
+        ]
+        subprocess.run([sys.executable, *command[1:]], check=True, env=environment(**self.secrets))
+
     @contextmanager
     def started(self, name: str, **more: str) -> Iterator[tuple[subprocess.Popen[bytes], Path]]:
         """The process of a unit, and its log."""
@@ -176,25 +201,22 @@ class Team:
 
 @contextmanager
 def team(folder: Path) -> Iterator[Team]:
-    """Both servers, on PostgreSQL, with artifacts on an object store; both answer."""
-    import boto3
-
+    """Both servers, on PostgreSQL, with artifacts on an object store; see `Team.wait`."""
     with ExitStack() as stack:
         store = stack.enter_context(object_store())
         known = {"PGPASSWORD": secrets.token_urlsafe(12), **S3_ACCOUNT}
         servers = Team(folder, {**known, "MLFLOW_S3_ENDPOINT_URL": store}, store)
-        keys = {key.lower(): value for key, value in S3_ACCOUNT.items() if "KEY" in key}
-        boto3.client("s3", endpoint_url=store, region_name="us-east-1", **keys).create_bucket(
-            Bucket="medicane"
-        )
         stack.enter_context(postgresql(servers.ports[5432], known["PGPASSWORD"]))
         # Both at once: each takes a while to make its tables.
-        names = ("medicane-prefect.service", "medicane-mlflow.service")
-        both = [stack.enter_context(servers.started(name)) for name in names]
-        for (process, log), page in zip(
-            both, (f"{servers.prefect}/api/health", f"{servers.mlflow}/health"), strict=True
-        ):
-            wait_for(
-                log.stem, lambda page=page: answers(page), process=process, log=log, seconds=120
-            )
+        for name in servers.pages:
+            servers.processes[name] = stack.enter_context(servers.started(name))
+        servers.make_bucket()
         yield servers
+
+
+def artifacts(client: Any, key: str) -> list[Any]:
+    """The artifacts of a key that a Prefect server keeps."""
+    from prefect.client.schemas.filters import ArtifactFilter, ArtifactFilterKey
+
+    chosen = ArtifactFilter(key=ArtifactFilterKey(any_=[key]))
+    return list(client.read_artifacts(artifact_filter=chosen))
