@@ -33,6 +33,7 @@ class Browser:
     def open(self, address: str) -> None:
         """Go to a page."""
         self._driver.get("about:blank")  # or another fragment of a page would not be loaded
+        self.faults()
         self._driver.get(address)
 
     def text(self) -> str:
@@ -64,7 +65,7 @@ class Browser:
         return [int(width) for width in self._driver.execute_script(script)]
 
     def faults(self) -> list[str]:
-        """Faults that the page told since the last time: what it could not load or run."""
+        """What the page could not load or run, since it was opened or last asked."""
         return [
             one["message"] for one in self._driver.get_log("browser") if one["level"] == "SEVERE"
         ]

@@ -35,28 +35,32 @@ from tests.team import Team, absent, artifacts, team
 
 pytestmark = pytest.mark.slow
 
-#: What the team deploys; `CHALLENGER` trains longer than the first model.
+#: What the team deploys. The challenger trains longer than the first model.
 DEPLOYMENTS: list[dict[str, Any]] = [
     {"flow": "train", "name": "on-demand", "parameters": {"config": "config.yaml"}},
     {"flow": "promote", "name": "on-demand", "parameters": {"config": "longer.yaml"}},
     {
-        "flow": "detect",
+        "flow": "watch",
         "name": "daily",
         "cron": "30 7 * * *",
-        "parameters": {"inputs": ["sea/grids/era5_2001-05.nc"]},
+        "parameters": {"config": "watch.yaml", "start": "2001-05-01"},
     },
+    {"flow": "detect", "name": "on-demand", "parameters": {"inputs": ["sea/grids/*-05.nc"]}},
 ]
+#: Those that are run, one after the other; the form of the last one is looked at alone.
+RUN = ("train/on-demand", "promote/on-demand", "watch/daily")
 
 
 # --- the servers, and what ran on them ------------------------------------------------------------
 
 
 class Ran(NamedTuple):
-    """The servers with a run of each deployment behind them, by flow; and the worker's process."""
+    """Servers, runs of the flows behind them, the worker, the digest of what was trained on."""
 
     servers: Team
     runs: dict[str, Any]
     worker: psutil.Process
+    digest: str
 
 
 @pytest.fixture(scope="module")
@@ -65,11 +69,13 @@ def ran(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Ran]:
     folder = tmp_path_factory.mktemp("team")
     longer = {"epochs": SETTINGS["train"]["epochs"] + 1}
     write_config(folder, train=longer).rename(folder / "longer.yaml")
+    write_config(folder, data={"grids": ["sea/grids/*.nc"]}).rename(folder / "watch.yaml")
     file = folder / "deployments.yaml"
     wanted = {"schema_version": 1, "deployments": DEPLOYMENTS}
     file.write_text(yaml.safe_dump(wanted, sort_keys=False))
     with team(folder) as servers:
-        make_small_sea(folder)
+        config = load_config(make_small_sea(folder))
+        digest = open_store(config.data.store).attrs["content_digest"]
         servers.wait()
         done = subprocess.run(
             [sys.executable, "-m", "flows.serve", file.name, "--pool", "medicane"],
@@ -86,10 +92,9 @@ def ran(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Ran]:
         quick = {"PREFECT_WORKER_QUERY_SECONDS": "1", "PREFECT_WORKER_PREFETCH_SECONDS": "1"}
         with servers.started("medicane-worker.service", **quick) as (worker, log):
             runs = {
-                one["flow"]: run_deployed(servers, f"{one['flow']}/{one['name']}", worker, log)
-                for one in DEPLOYMENTS
+                name.partition("/")[0]: run_deployed(servers, name, worker, log) for name in RUN
             }
-            yield Ran(servers, runs, psutil.Process(worker.pid))
+            yield Ran(servers, runs, psutil.Process(worker.pid), digest)
 
 
 def run_deployed(servers: Team, name: str, worker: subprocess.Popen[bytes], log: Path) -> Any:
@@ -148,8 +153,7 @@ def champion(mlflow: Any) -> Any:
 
 
 def test_the_worker_ran_what_was_deployed(ran: Ran, prefect: Any) -> None:
-    for one in DEPLOYMENTS:
-        run = ran.runs[one["flow"]]
+    for run, one in zip(ran.runs.values(), DEPLOYMENTS, strict=False):
         assert run.work_pool_name == "medicane"
         assert run.parameters == one["parameters"]
         deployment = prefect.read_deployment(run.deployment_id)
@@ -175,8 +179,12 @@ def test_the_longer_training_is_promoted_and_labels_the_new_month(
     with found, xr.open_dataset(ran.servers.folder / "sea/grids/era5_2001-05.nc") as grids:
         assert np.array_equal(found["time"], grids["valid_time"])
         assert np.isfinite(found["probability"]).all()
-        assert found.attrs["model_uri"] == "models:/medicane@champion"
         assert found.attrs["model_version"] == champion.version
+        n_new = grids.sizes["valid_time"]
+    (status,) = artifacts(prefect, "watch-status")
+    assert status.flow_run_id == ran.runs["watch"].id
+    assert status.description.startswith(f"{n_new} new maps, 0 labelled again")
+    assert ran.digest != open_store(ran.servers.folder / "maps.zarr").attrs["content_digest"]
 
 
 def test_runs_are_in_the_database_and_their_files_in_the_store(ran: Ran, trained: str) -> None:
@@ -243,7 +251,7 @@ def logged_text(client: Any, run_id: str, name: str, folder: Path) -> str:
 
 def test_the_run_says_how_to_repeat_it(ran: Ran, trained: str, mlflow: Any, tmp_path: Path) -> None:
     config = load_config(ran.servers.folder / "config.yaml")
-    digest = open_store(config.data.store).attrs["content_digest"]
+    digest = ran.digest
     run = mlflow.get_run(trained)
     assert run.info.status == "FINISHED"
     assert mlflow.get_experiment(run.info.experiment_id).name == "small"
@@ -374,7 +382,7 @@ def test_the_page_of_a_run_says_how_it_ended_and_what_it_left(
 ) -> None:
     run = ran.runs["promote"]
     page.open(f"{ran.servers.prefect}/runs/flow-run/{run.id}")
-    page.sees(run.name, "Completed", "promote", "on-demand", "medicane", "train /")
+    page.sees(run.name, "Completed", "promote", "on-demand", "medicane", "1 Task run")
     page.click("Artifacts")
     (told,) = artifacts(prefect, "promotion")
     page.sees("promotion", told.description)
@@ -385,13 +393,14 @@ def test_the_page_of_a_run_says_how_it_ended_and_what_it_left(
 def test_the_form_of_a_deployment_says_what_each_parameter_is(
     ran: Ran, prefect: Any, page: Browser
 ) -> None:
-    deployment = prefect.read_deployment(ran.runs["detect"].deployment_id)
+    deployment = prefect.read_deployment_by_name("detect/on-demand")
     page.open(f"{ran.servers.prefect}/deployments/deployment/{deployment.id}/run")
     parameters = deployment.parameter_openapi_schema["properties"]
     page.sees("Parameters", *parameters)
-    page.sees(*(" ".join(one["description"].split()) for one in parameters.values()))
+    told = (" ".join(one["description"].replace("`", "").split()) for one in parameters.values())
+    page.sees(*told)
     # What it takes if nothing is changed: the deployment's own values, and the flow's.
-    assert {"sea/grids/era5_2001-05.nc", "models:/medicane@champion"} <= page.filled_in()
+    assert {"sea/grids/*-05.nc", "models:/medicane@champion"} <= page.filled_in()
     page.sees("causal", "fused", "float32", "bfloat16", "int8")
 
 
