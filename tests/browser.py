@@ -51,8 +51,9 @@ class Browser:
     def click(self, text: str) -> None:
         """Click what bears exactly this text."""
         self.sees(text)
-        found = self._driver.find_elements("xpath", f"//*[normalize-space(text())='{text}']")
-        next(one for one in found if one.is_displayed()).click()
+        found = self._driver.find_elements("xpath", f"//*[normalize-space(.)='{text}']")
+        # The innermost: what holds it alone bears the same text.
+        [one for one in found if one.is_displayed()][-1].click()
 
     def filled_in(self) -> set[str]:
         """What the fields of the forms hold."""

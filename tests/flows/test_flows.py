@@ -545,6 +545,29 @@ def test_each_flow_can_be_served_from_any_folder(
     assert load_flow_from_entrypoint(one.entrypoint).name == name
 
 
+@pytest.mark.parametrize("name", FLOWS)
+def test_the_form_of_a_flow_says_what_each_parameter_is(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Prefect's own parser reads docstrings of another style, and would leave the forms bare."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "config.yaml").touch()
+    parameters = {"inputs": ["a.nc"]} if name == "detect" else {"config": "config.yaml"}
+    file = deployments_file(tmp_path, {"flow": name, "name": "one", "parameters": parameters})
+    (one,) = serve.deployments_of(file)
+    assert one.description
+    assert "\n" not in one.description
+    schema = one._parameter_openapi_schema
+    assert schema.required == list(parameters)
+    for parameter, field in schema.properties.items():
+        assert len(field.get("description", "")) > 10, parameter
+    if name == "detect":
+        assert schema.properties["mode"]["enum"] == ["causal", "fused"]
+        assert schema.properties["mode"]["default"] == "causal"
+        assert schema.properties["precision"]["enum"] == ["float32", "bfloat16", "int8"]
+        assert schema.properties["threshold"]["anyOf"][0]["exclusiveMaximum"] == 1
+
+
 def test_a_schedule_has_the_time_zone_that_it_names(tmp_path: Path) -> None:
     file = deployments_file(tmp_path, {**DETECT, "cron": "0 6 * * 1-5", "timezone": "Europe/Rome"})
     ((schedule,),) = (one.schedules for one in serve.deployments_of(file))
@@ -603,6 +626,12 @@ def test_another_schema_and_no_file_are_refused(tmp_path: Path) -> None:
         serve.load_deployments(file)
     with pytest.raises(InputError, match=r"absent\.yaml: must be a readable text file"):
         serve.load_deployments(tmp_path / "absent.yaml")
+
+
+@pytest.mark.parametrize("pool", ["prefect-managed", "Prefect", "a/b", "a&b", ""])
+def test_a_pool_that_no_server_would_make_is_refused_before_it_is_asked(pool: str) -> None:
+    with pytest.raises(InputError, match=r"--pool .*: the name of a pool must not start with"):
+        serve._make_pool(pool)
 
 
 @pytest.mark.parametrize(
