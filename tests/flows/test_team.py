@@ -13,6 +13,7 @@ import re
 import shutil
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -73,7 +74,9 @@ def ran(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Ran]:
     folder = tmp_path_factory.mktemp("team")
     longer = {"epochs": SETTINGS["train"]["epochs"] + 1}
     write_config(folder, train=longer).rename(folder / "longer.yaml")
-    write_config(folder, data={"grids": ["sea/grids/era5_2001-0[1-5].nc"]}).rename(folder / "watch.yaml")
+    write_config(folder, data={"grids": ["sea/grids/era5_2001-0[1-5].nc"]}).rename(
+        folder / "watch.yaml"
+    )
     file = folder / "deployments.yaml"
     wanted = {"schema_version": 1, "deployments": DEPLOYMENTS}
     file.write_text(yaml.safe_dump(wanted, sort_keys=False))
