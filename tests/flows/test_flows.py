@@ -531,9 +531,10 @@ def test_the_deployments_of_a_clone_can_be_served(monkeypatch: pytest.MonkeyPatc
 
 
 @pytest.mark.parametrize("name", FLOWS)
-def test_each_flow_can_be_served_from_any_folder(
+def test_each_flow_can_be_served_from_any_folder_with_a_form_that_explains_itself(
     name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """Prefect's own parser reads docstrings of another style, and would leave the form bare."""
     from prefect.flows import load_flow_from_entrypoint
 
     monkeypatch.chdir(tmp_path)
@@ -543,18 +544,6 @@ def test_each_flow_can_be_served_from_any_folder(
     (one,) = serve.deployments_of(file)
     assert one.parameters == parameters
     assert load_flow_from_entrypoint(one.entrypoint).name == name
-
-
-@pytest.mark.parametrize("name", FLOWS)
-def test_the_form_of_a_flow_says_what_each_parameter_is(
-    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Prefect's own parser reads docstrings of another style, and would leave the forms bare."""
-    monkeypatch.chdir(tmp_path)
-    (tmp_path / "config.yaml").touch()
-    parameters = {"inputs": ["a.nc"]} if name == "detect" else {"config": "config.yaml"}
-    file = deployments_file(tmp_path, {"flow": name, "name": "one", "parameters": parameters})
-    (one,) = serve.deployments_of(file)
     assert one.description
     assert "\n" not in one.description
     schema = one._parameter_openapi_schema
