@@ -566,7 +566,7 @@ def test_a_schedule_has_the_time_zone_that_it_names(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("change", "law"),
     [
-        ({"flow": "forget"}, r"deployments\.0\.flow: .*'promote'; found 'forget'"),
+        ({"flow": "forget"}, r"deployments\.0\.flow: .*'watch'; found 'forget'"),
         ({"name": ""}, r"deployments\.0\.name: .*; found ''"),
         ({"name": "a/b"}, r"deployments\.0\.name: .*; found 'a/b'"),
         ({"cron": "61 * * * *"}, r"deployments\.0\.cron: must be a cron .* found '61 \* \* \* \*'"),
