@@ -104,12 +104,19 @@ def write_config(folder: Path, **sections: dict[str, Any]) -> Path:
     return file
 
 
-def make_small_project(folder: Path) -> SmallProject:
-    """Synth, prepare and train in a folder (about 20 s, most of them TensorFlow's start)."""
+def make_small_sea(folder: Path) -> Path:
+    """Synth and prepare in a folder (a few seconds); the configuration file."""
     config_file = write_config(folder)
     config = load_config(config_file)
     pipeline.synthesise(folder / "sea", config.sea, label=config.label)
     pipeline.prepare(config)
+    return config_file
+
+
+def make_small_project(folder: Path) -> SmallProject:
+    """Synth, prepare and train in a folder (about 20 s, most of them TensorFlow's start)."""
+    config_file = make_small_sea(folder)
+    config = load_config(config_file)
     mlflow.MlflowClient(f"sqlite:///{folder / 'empty.db'}").search_experiments()
     shutil.copy(folder / "empty.db", folder / "mlflow.db")
     trained = pipeline.train(config)
