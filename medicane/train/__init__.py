@@ -12,6 +12,11 @@ ends with the same weights.
 """
 
 from medicane.train.progress import OnEpoch
-from medicane.train.training import TrainedDetector, train_detector, training_facts
+from medicane.train.training import (
+    TrainedDetector,
+    remove_checkpoint,
+    train_detector,
+    training_facts,
+)
 
-__all__ = ["OnEpoch", "TrainedDetector", "train_detector", "training_facts"]
+__all__ = ["OnEpoch", "TrainedDetector", "remove_checkpoint", "train_detector", "training_facts"]
