@@ -143,6 +143,59 @@ class Detected(Summary):
     model_uri: str
 
 
+class Told(Summary):
+    """What was told of the onset of an event, and over which channel.
+
+    ``state`` is ``sent``, ``waiting`` (tried again at the next run) or ``given up``; ``fault`` says
+    why it is not sent.
+    """
+
+    event_id: str
+    channel: Literal["webhook", "email"]
+    state: Literal["sent", "waiting", "given up"]
+    fault: str | None = None
+
+
+class Left(Summary):
+    """Maps that a watch left as they were: how many, from when to when, and why."""
+
+    n_maps: int
+    first: str
+    last: str
+    why: str
+
+
+class Watched(Summary):
+    """Detections after a run of `watch`: what ``status.json`` holds. Times are ISO 8601, UTC.
+
+    Of ``n_maps`` detections ``n_new`` are new and ``n_again`` were labelled again, because maps are
+    ``late`` or ``revised``; ``missing`` pairs the first and the last time of each stretch that no
+    map has come for; ``left`` is what was skipped; ``told`` what this run told, or tried to;
+    ``waiting_for`` says what stands between the maps and a first label.
+    """
+
+    detections: str
+    events: str
+    status: str
+    model_uri: str
+    store: str | None = None
+    n_store: int = 0
+    n_store_new: int = 0
+    n_maps: int = 0
+    n_new: int = 0
+    n_again: int = 0
+    first: str | None = None
+    last: str | None = None
+    late: tuple[str, ...] = ()
+    revised: tuple[str, ...] = ()
+    missing: tuple[tuple[str, str], ...] = ()
+    left: tuple[Left, ...] = ()
+    waiting_for: str | None = None
+    n_events: int = 0
+    onsets: tuple[str, ...] = ()
+    told: tuple[Told, ...] = ()
+
+
 class Compared(Summary):
     """Runs side by side after `compare`: ``comparison`` is the content of the JSON file."""
 
