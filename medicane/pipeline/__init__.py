@@ -36,7 +36,8 @@ from medicane.pipeline.summaries import (
     Trained,
     Watched,
 )
-from medicane.pipeline.watching import status_text, watch
+from medicane.pipeline.watch_status import status_text
+from medicane.pipeline.watching import watch
 
 __all__ = [
     "MODEL_NAME",

@@ -76,6 +76,7 @@ class Prepared(Summary):
     store: str
     n_maps: int
     n_new: int
+    n_again: int = 0
     n_left_out: int
     n_medicane: int
     first: str
@@ -170,8 +171,10 @@ class Watched(Summary):
 
     Of ``n_maps`` detections ``n_new`` are new and ``n_again`` were labelled again, because maps are
     ``late`` or ``revised``; ``missing`` pairs the first and the last time of each stretch that no
-    map has come for; ``left`` is what was skipped; ``told`` what this run told, or tried to;
-    ``waiting_for`` says what stands between the maps and a first label.
+    map has come for, as far back as one could still be put in its place; ``left`` is what was
+    skipped; ``waiting_for`` says what stands between the newest maps and their labels. ``onsets``
+    are new events, ``told`` is what was told of these and earlier ones, or tried; ``withdrawn`` are
+    events that were told and are none any more.
     """
 
     detections: str
@@ -181,6 +184,7 @@ class Watched(Summary):
     store: str | None = None
     n_store: int = 0
     n_store_new: int = 0
+    n_store_again: int = 0
     n_maps: int = 0
     n_new: int = 0
     n_again: int = 0
@@ -194,6 +198,7 @@ class Watched(Summary):
     n_events: int = 0
     onsets: tuple[str, ...] = ()
     told: tuple[Told, ...] = ()
+    withdrawn: tuple[str, ...] = ()
 
 
 class Compared(Summary):

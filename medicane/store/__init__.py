@@ -200,8 +200,8 @@ def _write(
         packings = {c["name"]: packing_of(group.attributes_of(c["name"])) for c in channels}
         chain, last = group.attributes["maps_digest"], lows_from_json(group.attributes["last_lows"])
         if revision is not None:
-            packed = first_digest(recipe, list(packings.values()))
-            cut = cut_back(path, group, source, revision, packed=packed)
+            begun = first_digest(recipe, list(packings.values()))
+            cut = cut_back(path, group, source, revision, packed=begun)
             if cut is not None:
                 n_again, chain, last = cut
                 chain = chain or _digest_of(group, recipe, packings)

@@ -362,11 +362,14 @@ def _holds(path: Path, document: Mapping[str, Any]) -> bool:
         return False
 
 
-def replace_json(path: Path, document: Mapping[str, Any], *, flush: bool = False) -> None:
+def replace_json(
+    path: Path, document: Mapping[str, Any], *, flush: bool = False, indent: int | None = None
+) -> None:
     """Write JSON so that `path` holds either all of the old or all of the new."""
     temporary = path.with_name(f"{path.name}.partial")
     with temporary.open("w", encoding="utf-8") as file:
-        file.write(json.dumps(document, sort_keys=True))  # `dump` is many times slower
+        # `dump` is many times slower.
+        file.write(json.dumps(document, sort_keys=indent is None, indent=indent))
         if flush:
             file.flush()
             os.fsync(file.fileno())
