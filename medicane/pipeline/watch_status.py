@@ -33,7 +33,6 @@ def account(run: Run, channels: Sequence[Channel]) -> Watched:
         "revised": tuple(map(iso, run.revised)),
         "n_again": run.n_again,
         "left": tuple(run.left),
-        "waiting_for": _waiting_for_a_first_label(run),
     }
     if run.store is not None:
         done |= {
@@ -44,6 +43,11 @@ def account(run: Run, channels: Sequence[Channel]) -> Watched:
         }
     if (run.folder / "detections.nc").exists():
         done |= _detected(run, channels)
+    else:
+        done["waiting_for"] = (
+            f"a first sequence: {run.length} maps {run.step_hours} h apart without a gap; "
+            f"the grids hold {run.times.size} so far"
+        )
     watched = Watched(**done)
     replace_json(status, watched.model_dump(mode="json"), indent=2)
     return watched
@@ -68,7 +72,7 @@ def _detected(run: Run, channels: Sequence[Channel]) -> dict[str, Any]:
     gone = withdrawn(memory, events)
     forget_onsets(memory, before=min(horizon, oldest))
     memory.write(file)
-    done: dict[str, Any] = {
+    return {
         "n_maps": times.size,
         "n_new": times.size - run.known.size - int(run.late.size),
         "first": iso(times[0]),
@@ -78,16 +82,8 @@ def _detected(run: Run, channels: Sequence[Channel]) -> dict[str, Any]:
         "onsets": tuple(onsets),
         "told": tuple(told),
         "withdrawn": tuple(gone),
+        "waiting_for": _waiting_for_a_sequence(run, detections),
     }
-    waiting = _waiting_for_a_sequence(run, detections)
-    return done | ({"waiting_for": waiting} if waiting else {})
-
-
-def _waiting_for_a_first_label(run: Run) -> str | None:
-    return (
-        f"a first sequence: {run.length} maps {run.step_hours} h apart without a gap; "
-        f"the grids hold {run.times.size} so far"
-    )
 
 
 def _waiting_for_a_sequence(run: Run, detections: xr.Dataset) -> str | None:
