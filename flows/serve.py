@@ -22,7 +22,7 @@ from medicane.pipeline import RECIPES
 class Deployment(Section):
     """One flow with a schedule and its parameters."""
 
-    flow: Literal["fetch", "prepare", "train", "evaluate", "detect", "promote"]
+    flow: Literal["fetch", "prepare", "train", "evaluate", "detect", "promote", "watch"]
     name: str = Field(pattern=r"^[^/%&<>]+$")
     cron: str | None = None
     timezone: str = "UTC"

@@ -7,9 +7,11 @@ that a command, a scheduled flow and a notebook read the same file the same way.
 from __future__ import annotations
 
 import datetime as dt
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
+from urllib.parse import urlsplit
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
@@ -338,6 +340,95 @@ class Promotion(Section):
     margin: float = 0.0
 
 
+class Email(Section):
+    """Mail on the onset of an event; none without a recipient."""
+
+    to: tuple[str, ...] = ()
+    sender: str = "medicane@localhost"
+    host: str = "localhost"
+    port: int = Field(587, ge=1, le=65535)
+    security: Literal["starttls", "tls", "none"] = "starttls"
+    user: str | None = None
+    #: Name of the secret, never the secret: see `Watch`.
+    password: str | None = None
+
+    @field_validator("password")
+    @classmethod
+    def _named(cls, value: str | None) -> str | None:
+        return _name_of_a_secret(value)
+
+    @field_validator("to", "sender")
+    @classmethod
+    def _addresses(cls, value: Any) -> Any:
+        for address in (value,) if isinstance(value, str) else value:
+            if not re.fullmatch(r"[^@\s<>,;:\\\"]+@[^@\s<>,;:\\\"]+", address):
+                raise ValueError(f"must be addresses, name@host; found {address!r}")
+        return value
+
+    @model_validator(mode="after")
+    def _no_password_in_clear(self) -> Self:
+        if (self.user is None) != (self.password is None):
+            raise ValueError("user and password go together; found one of them")
+        if self.password is not None and self.security == "none" and not is_loopback(self.host):
+            raise ValueError("a password needs security tls or starttls; found none")
+        return self
+
+
+class Watch(Section):
+    """What `medicane watch` does with maps that change, and whom it tells of an event.
+
+    Secrets stand in no file: a key names an environment variable, or in the flow a Secret block of
+    Prefect, that holds one.
+    """
+
+    #: Late and revised maps are labelled again up to so many days before the last detection.
+    revise_days: float = Field(100.0, ge=0)
+    #: Maps labelled and committed at once, about: what a killed backfill loses at most.
+    piece: int = Field(2000, ge=1)
+    #: An onset more than so many days before the newest map is history, and rings no bell.
+    notify_days: float = Field(7.0, ge=0)
+    #: An address, or the name of the secret that is one.
+    webhook: str | None = None
+    #: Name of the secret that is sent as ``Authorization: Bearer …``.
+    webhook_token: str | None = None
+    email: Email = Email()
+
+    @field_validator("webhook")
+    @classmethod
+    def _open_address(cls, value: str | None) -> str | None:
+        if value is None or "://" not in value:
+            return _name_of_a_secret(value)
+        parts = urlsplit(value)
+        if parts.scheme not in ("http", "https") or not parts.hostname:
+            raise ValueError("must be an address http(s)://host/…; found another one")
+        if parts.username or parts.password or parts.query:
+            raise ValueError(
+                "must hold no user, password or query: name the environment variable that holds "
+                "such an address; found one of them"
+            )
+        return value
+
+    @field_validator("webhook_token")
+    @classmethod
+    def _named(cls, value: str | None) -> str | None:
+        return _name_of_a_secret(value)
+
+
+def _name_of_a_secret(value: str | None) -> str | None:
+    """The name, unless it looks like the secret itself, which then enters no message."""
+    if value is not None and not re.fullmatch(r"[A-Z][A-Z0-9_]*|[a-z][a-z0-9-]*", value):
+        raise ValueError(
+            "must be the name of an environment variable (or of a Secret block of Prefect) that "
+            "holds the secret; found something else"
+        )
+    return value
+
+
+def is_loopback(host: str) -> bool:
+    """Whether a host is this machine, over which nothing passes a network."""
+    return host in ("localhost", "127.0.0.1", "::1")
+
+
 class Tracking(Section):
     """Where runs are logged. None: ``MLFLOW_TRACKING_URI``, else a database beside the store."""
 
@@ -371,6 +462,7 @@ class Config(Section):
     detect: Detect = Detect()
     tracking: Tracking = Tracking()
     promotion: Promotion = Promotion()
+    watch: Watch = Watch()
     sea: Sea = Sea()
 
     @property

@@ -122,6 +122,7 @@ def label_maps(
     if lows is not None:
         for name in ("latitude", "longitude"):
             detections[f"centre_{name}"] = lows[f"low_{name}"].astype(np.float32)
+    detections[names.TIME].attrs = {"standard_name": "time", "axis": "T"}
     detections["probability"].attrs = {"long_name": "probability of a medicane", "units": "1"}
     detections["logit"].attrs = {"long_name": "calibrated logit of the probability", "units": "1"}
     detections["n_sequences"].attrs = {

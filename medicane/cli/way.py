@@ -244,6 +244,47 @@ def detect(
 
 
 @app.command
+def watch(
+    *,
+    config: ConfigFile,
+    model: str = "models:/medicane@champion",
+    out: str = "detections",
+    start: str | None = None,
+    prepare: bool = True,
+) -> None:
+    """Every day: find new maps, extend the map store, label them, tell of the onset of an event.
+
+    Run it as often as you like: what is done stays, late and revised maps are put right.
+
+    Example: medicane watch --config config/era5.yaml --out detections
+
+    Parameters
+    ----------
+    config
+        The configuration, a YAML file: data.grids is what is watched, detect how it is labelled,
+        watch what happens to late and revised maps and who is told.
+    model
+        models:/medicane@champion, runs:/…, or a .keras file.
+    out
+        Folder of the detections, of status.json and of what the watch remembers.
+    start
+        The first day to label; by default that of the first map.
+    prepare
+        Extend the map store as well.
+    """
+    from medicane import pipeline
+    from medicane.config import load_config
+
+    settings = load_config(config)
+    start_keras()
+    with bar("watch") as progress:
+        done = pipeline.watch(
+            settings, model=model, out=out, start=start, prepare=prepare, progress=progress
+        )
+    say(pipeline.status_text(done))
+
+
+@app.command
 def catalogue(*, csv: Annotated[bool, Parameter(negative=())] = False) -> None:
     """List the bundled storms with their certainty and sources.
 

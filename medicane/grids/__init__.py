@@ -61,7 +61,7 @@ def open_grids(
         two files overlap; if coordinates of two files differ. Computing raises it too, where the
         data of a file cannot be read.
     """
-    sources = _sources(uri, storage_options)
+    sources = sources_of(uri, storage_options)
     opened: list[_Opened] = []
     with _without_collection():
         for source in sources:
@@ -83,14 +83,20 @@ class _Opened:
         return next((str(d) for d in TIME_DIMENSIONS if d in self.ds.dims), None)
 
 
-def _sources(
-    uri: str | Path | Sequence[str | Path], storage_options: StorageOptions | None
+def sources_of(
+    uri: str | Path | Sequence[str | Path], storage_options: StorageOptions | None = None
 ) -> list[str]:
-    """Every file or store that `uri` stands for, in order."""
+    """Every file or store that `uri` stands for, in order.
+
+    Raises
+    ------
+    InputError
+        If nothing matches, or a file is missing.
+    """
     if not isinstance(uri, (str, Path)):
         if not uri:
             raise InputError("grids", "at least one file, glob or URI is needed", found="none")
-        found = [source for one in uri for source in _sources(one, storage_options)]
+        found = [source for one in uri for source in sources_of(one, storage_options)]
         return list(dict.fromkeys(found))
     text = os.fspath(uri).removeprefix("file://")
     if is_remote(text):

@@ -26,13 +26,18 @@ from medicane.pipeline.summaries import (
     Fetched,
     HeldVariable,
     Inspected,
+    Left,
     PrecisionChecked,
     Prepared,
     Progress,
     RolledBack,
     Summary,
+    Told,
     Trained,
+    Watched,
 )
+from medicane.pipeline.watch_status import status_text
+from medicane.pipeline.watching import watch
 
 __all__ = [
     "MODEL_NAME",
@@ -46,13 +51,16 @@ __all__ = [
     "Fetched",
     "HeldVariable",
     "Inspected",
+    "Left",
     "PrecisionChecked",
     "Prepared",
     "Progress",
     "RolledBack",
     "Steps",
     "Summary",
+    "Told",
     "Trained",
+    "Watched",
     "check_precision",
     "compare",
     "cross_validate",
@@ -66,7 +74,9 @@ __all__ = [
     "promote",
     "rollback",
     "skill",
+    "status_text",
     "synthesise",
     "tracking_uri",
     "train",
+    "watch",
 ]

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from medicane.phase_space.lows import LastMap
     from medicane.pipeline.cluster import Each
     from medicane.predict import Encode
+    from medicane.remote import StorageOptions
 
 LOG = logging.getLogger(__name__)
 
@@ -43,6 +44,9 @@ def detect(
     allow_short: bool = False,
     units: dict[str, str] | None = None,
     select: dict[str, float] | None = None,
+    storage_options: StorageOptions | None = None,
+    times: NDArray[np.datetime64] | None = None,
+    earlier: Path | None = None,
     tracking: str | None = None,
     scheduler: str | None = None,
     each: Each | None = None,
@@ -67,8 +71,14 @@ def detect(
         Instead of the model's own.
     allow_short
         Label periods shorter than one sequence with the history they have.
-    units, select
-        As ``data.units`` and ``data.select`` of the configuration.
+    units, select, storage_options
+        As the keys of ``data`` of the configuration.
+    times
+        The maps to label of those that are newer than the last detection, (map), whatever gaps are
+        between them; by default all that lie at steps of the model.
+    earlier
+        A ``detections.nc`` of before: these are gone on from, and those in `out` replaced. Where
+        there is no such file, all is labelled anew.
     tracking
         Tracking URI for ``models:/`` and ``runs:/``.
     scheduler
@@ -113,7 +123,9 @@ def detect(
         "idealised_training_data": int(facts["idealised"]),
     }
     where = str(inputs[0]) + (f" and {len(inputs) - 1} more" if len(inputs) > 1 else "")
-    standard, maps = open_maps(inputs, facts, units=units, select=select, where=where)
+    standard, maps = open_maps(
+        inputs, facts, units=units, select=select, storage_options=storage_options, where=where
+    )
     detector.check_maps(
         network,
         channels=[str(name) for name in maps[names.CHANNEL].values],
@@ -121,30 +133,38 @@ def detect(
         where=where,
     )
     before, history, read = None, None, place.digest()
-    times = maps.indexes[names.TIME]
-    fresh = np.arange(len(times))
-    if read is not None:
-        before, history = place.read()
-        before.attrs.setdefault("precision", "float32")  # before there was another one
+    held = maps.indexes[names.TIME]
+    fresh = np.arange(len(held))
+    states = [] if read is None else [(place.detections, *place.read())]
+    if earlier is not None and earlier.is_file():
+        states.append((str(earlier), *found.read_detections(earlier)))
+    for told, state, _ in states:
+        state.attrs.setdefault("precision", "float32")  # before there was another one
         found.same_model(
-            before,
+            state,
             attributes,
             keys=("model_digest", "threshold", "mode", "precision"),
-            where=place.detections,
+            where=told,
         )
+    if states and (earlier is None or earlier.is_file()):
+        _, before, history = states[-1]
+    if before is not None:
         last = before.indexes[names.TIME][-1]
-        if type(last) is not type(times[0]):
-            raise InputError(where, "must be of the calendar of the detections", found=times[0])
-        fresh = np.flatnonzero(times > last)
-    on_step = fresh[
-        at_steps(
-            times[fresh],
-            step_hours=step_hours,
-            after=None if before is None else before[names.TIME].values[-1],
-            where=where,
-            holder="the model needs",
-        )
-    ]
+        if type(last) is not type(held[0]):
+            raise InputError(where, "must be of the calendar of the detections", found=held[0])
+        fresh = np.flatnonzero(held > last)
+    if times is not None:
+        on_step = fresh = fresh[np.isin(held[fresh], times)]
+    else:
+        on_step = fresh[
+            at_steps(
+                held[fresh],
+                step_hours=step_hours,
+                after=None if before is None else before[names.TIME].values[-1],
+                where=where,
+                holder="the model needs",
+            )
+        ]
     if on_step.size:
         taken = {names.TIME: as_slice(on_step)}
         standard, maps = standard.isel(taken), maps.isel(taken)
@@ -185,6 +205,7 @@ def detect(
                 positions=on_step,
                 units=units,
                 select=select,
+                storage_options=storage_options,
                 **labelling,
             )
         if before is not None:
@@ -199,20 +220,23 @@ def detect(
             attributes={**attributes, "source": redacted(", ".join(map(str, inputs)))},
         )
         kept = series.isel({names.TIME: slice(-(length - 1), None)}).load()
-        datetimes = isinstance(times, pd.DatetimeIndex)
+        datetimes = isinstance(held, pd.DatetimeIndex)
         kept.attrs["last_lows"] = lows_to_json(last_lows) if datetimes else ""
         place.write(before, step_hours=step_hours, history=kept, replaces=read or "")
         _warn_of_a_smaller_area(maps, Domain(**facts["domain"]), where=where)
     else:
         LOG.info("%s: no map is newer than the last detection", where)
-    assert before is not None  # without detections, `at_steps` finds a map or raises
+    if before is None:
+        raise InputError(
+            where, "must hold a map of the times that are to be labelled", found="none"
+        )
     table = place.write_events(before, step_hours=step_hours)
     return Detected(
         detections=place.detections,
         events=place.events,
         n_maps=before.sizes[names.TIME],
         n_new=on_step.size,
-        n_skipped=len(times) - fresh.size,
+        n_skipped=len(held) - fresh.size,
         n_left_out=fresh.size - on_step.size,
         n_unlabelled=int((before["medicane"] == names.UNKNOWN).sum()),
         n_events=len(table),
@@ -226,6 +250,7 @@ def open_maps(
     *,
     units: dict[str, str] | None,
     select: dict[str, float] | None,
+    storage_options: StorageOptions | None = None,
     where: str,
 ) -> tuple[xr.Dataset, xr.DataArray]:
     """Open grids as the facts of a model ask for them, lazily.
@@ -247,7 +272,7 @@ def open_maps(
     from medicane.standardise import standardise
 
     formulas = _formulas(facts)
-    raw = open_grids(inputs, select=select)
+    raw = open_grids(inputs, select=select, storage_options=storage_options)
     standard = standardise(
         raw,
         domain=Domain(**facts["domain"]),

@@ -49,6 +49,7 @@ if TYPE_CHECKING:
     import keras
 
     from medicane.predict import Encode
+    from medicane.remote import StorageOptions
 
 #: Maps that one task labels: a month of hourly ones. The halo adds 2 %, in fused mode 4 %.
 BLOCK = 744
@@ -75,6 +76,7 @@ class Run:
     where: str = field(compare=False)
     units: dict[str, str] | None = field(compare=False)
     select: dict[str, float] | None = field(compare=False)
+    storage_options: StorageOptions | None = field(compare=False)
     mode: Literal["causal", "fused"] = field(compare=False)
     allow_short: bool = field(compare=False)
     version: str = field(compare=False, default=__version__)
@@ -134,6 +136,7 @@ def label_on_workers(
     allow_short: bool,
     units: dict[str, str] | None,
     select: dict[str, float] | None,
+    storage_options: StorageOptions | None,
     progress: Progress | None = None,
     where: str,
 ) -> Labelled:
@@ -155,7 +158,7 @@ def label_on_workers(
         Of its sequences.
     positions
         Of the maps of `standard` on the axis of time of the files.
-    units, select
+    units, select, storage_options
         As for `detection.open_maps`.
 
     Raises
@@ -167,7 +170,7 @@ def label_on_workers(
     files = tuple(everywhere(file) for file in json.loads(standard.attrs["source_files"]))
     name = f"medicane-{uuid.uuid4().hex}"
     sent = Model(digest, precision, name)
-    run = Run(name, sent, files, where, units, select, mode, allow_short)
+    run = Run(name, sent, files, where, units, select, storage_options, mode, allow_short)
     blocks = blocks_of(series, positions, sea=sea, length=length, step_hours=step_hours, mode=mode)
     with connected(scheduler, name=name, model=model) as client:
         each = each or tasks_of(client)
@@ -339,7 +342,14 @@ def _opened(run: Run) -> tuple[xr.Dataset, xr.DataArray]:
 
     check_visible(run.files)
     facts = detector.facts_of(_loaded(run.model)[0])
-    return open_maps(run.files, facts, units=run.units, select=run.select, where=run.where)
+    return open_maps(
+        run.files,
+        facts,
+        units=run.units,
+        select=run.select,
+        storage_options=run.storage_options,
+        where=run.where,
+    )
 
 
 _Maps = TypeVar("_Maps", xr.Dataset, xr.DataArray)

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
     from medicane.experiments import Run
     from medicane.normalise import Statistics
+    from medicane.store import Revision
     from medicane.train import TrainedDetector
 
 LOG = logging.getLogger(__name__)
@@ -48,7 +49,11 @@ def tracking_uri(config: Config) -> str:
 
 
 def prepare(
-    config: Config, *, scheduler: str | None = None, progress: Progress | None = None
+    config: Config,
+    *,
+    scheduler: str | None = None,
+    revision: Revision | None = None,
+    progress: Progress | None = None,
 ) -> Prepared:
     """Open, standardise, label and derive: write or extend the map store, in bounded memory.
 
@@ -56,6 +61,8 @@ def prepare(
     ----------
     scheduler
         Address of a dask scheduler whose workers compute the maps; see `docs/cluster.md`.
+    revision
+        Which of the stored maps are put right; see `medicane.store.write_store`.
 
     Raises
     ------
@@ -66,12 +73,12 @@ def prepare(
     from medicane.store import write_store
 
     if scheduler is None:
-        summary = write_store(config, progress=progress)
+        summary = write_store(config, revision=revision, progress=progress)
     else:
         from medicane.pipeline.prepare_on_workers import on_workers
 
         compute = on_workers(config, scheduler=scheduler)
-        summary = write_store(config, progress=progress, compute=compute)
+        summary = write_store(config, revision=revision, progress=progress, compute=compute)
     return Prepared(**summary._asdict())
 
 

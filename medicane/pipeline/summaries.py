@@ -76,6 +76,7 @@ class Prepared(Summary):
     store: str
     n_maps: int
     n_new: int
+    n_again: int = 0
     n_left_out: int
     n_medicane: int
     first: str
@@ -141,6 +142,63 @@ class Detected(Summary):
     n_unlabelled: int = 0
     n_events: int
     model_uri: str
+
+
+class Told(Summary):
+    """What was told of the onset of an event, and over which channel.
+
+    ``state`` is ``sent``, ``waiting`` (tried again at the next run) or ``given up``; ``fault`` says
+    why it is not sent.
+    """
+
+    event_id: str
+    channel: Literal["webhook", "email"]
+    state: Literal["sent", "waiting", "given up"]
+    fault: str | None = None
+
+
+class Left(Summary):
+    """Maps that a watch left as they were: how many, from when to when, and why."""
+
+    n_maps: int
+    first: str
+    last: str
+    why: str
+
+
+class Watched(Summary):
+    """Detections after a run of `watch`: what ``status.json`` holds. Times are ISO 8601, UTC.
+
+    Of ``n_maps`` detections ``n_new`` are new and ``n_again`` were labelled again, because maps are
+    ``late`` or ``revised``; ``missing`` pairs the first and the last time of each stretch that no
+    map has come for, as far back as one could still be put in its place; ``left`` is what was
+    skipped; ``waiting_for`` says what stands between the newest maps and their labels. ``onsets``
+    are new events, ``told`` is what was told of these and earlier ones, or tried; ``withdrawn`` are
+    events that were told and are none any more.
+    """
+
+    detections: str
+    events: str
+    status: str
+    model_uri: str
+    store: str | None = None
+    n_store: int = 0
+    n_store_new: int = 0
+    n_store_again: int = 0
+    n_maps: int = 0
+    n_new: int = 0
+    n_again: int = 0
+    first: str | None = None
+    last: str | None = None
+    late: tuple[str, ...] = ()
+    revised: tuple[str, ...] = ()
+    missing: tuple[tuple[str, str], ...] = ()
+    left: tuple[Left, ...] = ()
+    waiting_for: str | None = None
+    n_events: int = 0
+    onsets: tuple[str, ...] = ()
+    told: tuple[Told, ...] = ()
+    withdrawn: tuple[str, ...] = ()
 
 
 class Compared(Summary):

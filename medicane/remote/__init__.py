@@ -37,6 +37,12 @@ StorageOptions = Mapping[str, Mapping[str, Any]]
 #: A connection over which nothing has come for so long is given up; one that is slow is not.
 SILENCE_S = 60
 
+#: What file systems of fsspec call a file's version, digest or last change.
+_STAMPS = {
+    *("ETag", "etag", "md5Hash", "crc32c", "generation", "Content-MD5", "content_md5", "Digest"),
+    *("LastModified", "Last-Modified", "last_modified", "updated", "mtime", "modified"),
+}
+
 #: NetCDF files are read in blocks of so many bytes, of which so many are kept.
 BLOCK_BYTES = 4 * 2**20
 KEPT_BLOCKS = 8
@@ -169,6 +175,17 @@ class Remote(AsyncFileSystem):
             finally:
                 part.unlink(missing_ok=True)
         return path
+
+    def stamp(self) -> str | None:
+        """What changes with the content of the place: its length, and what the server says of it.
+
+        None for a folder, a Zarr store, or a server that tells no more than the length.
+        """
+        about = sync(get_loop(), self._info, "")
+        said = {key: str(value) for key, value in about.items() if key in _STAMPS}
+        if about.get("type") == "directory" or about.get("size") is None or not said:
+            return None
+        return " ".join([str(about["size"]), *(said[key] for key in sorted(said))])
 
     # What zarr and the methods above call, on whichever event loop --------------------------------
 

@@ -32,14 +32,28 @@ from medicane.labels import configured_catalogue, label_times
 from medicane.packing import Packing, read_block
 from medicane.phase_space.lows import LastMap
 from medicane.store.commits import CommittedGroup, sole_writer
-from medicane.store.reading import maps_where, open_store, record_digest, verify_store
+from medicane.store.continuing import (
+    check_recipe,
+    check_same_maps,
+    cut_back,
+    minute,
+    new_times,
+    times_of,
+)
+from medicane.store.reading import (
+    maps_where,
+    open_store,
+    record_digest,
+    stored_end,
+    verify_store,
+)
+from medicane.store.restarts import Restart, Revision, restart_before, thinned
 from medicane.store.schema import (
     LAND,
     LOWS,
     array_plans,
     chained_digest,
     content_digest,
-    difference,
     first_digest,
     lows_from_json,
     lows_to_json,
@@ -60,10 +74,15 @@ from medicane.store.source import (
 
 __all__ = [
     "BLOCK",
+    "Restart",
+    "Revision",
     "StoreSummary",
     "maps_where",
     "open_store",
     "read_block",
+    "restart_before",
+    "stored_end",
+    "thinned",
     "verify_store",
     "write_store",
 ]
@@ -82,13 +101,14 @@ Progress = Callable[[int, int], None]
 class StoreSummary(NamedTuple):
     """What `write_store` did.
 
-    ``n_new`` maps were added, ``n_left_out`` maps of the source lie between the steps;
-    ``relabelled`` tells whether labels of maps already stored have changed.
+    ``n_new`` maps were added, ``n_again`` written anew, ``n_left_out`` maps of the source lie
+    between the steps; ``relabelled`` tells whether labels of maps already stored have changed.
     """
 
     store: str
     n_maps: int
     n_new: int
+    n_again: int
     n_medicane: int
     n_unknown: int
     n_left_out: int
@@ -100,7 +120,11 @@ class StoreSummary(NamedTuple):
 
 
 def write_store(
-    config: Config, *, progress: Progress | None = None, compute: Compute = compute_blocks
+    config: Config,
+    *,
+    revision: Revision | None = None,
+    progress: Progress | None = None,
+    compute: Compute = compute_blocks,
 ) -> StoreSummary:
     """Write, resume or extend the map store of a configuration.
 
@@ -113,6 +137,10 @@ def write_store(
     ----------
     config
         ``data`` and ``label`` are used.
+    revision
+        Which of the stored maps are put right. The record is cut back to the last restart before
+        the first of them, which is a commit of its own, and written on from there. Without it, late
+        and changed maps are refused.
     progress
         Called with (maps done, maps to do) after each commit.
     compute
@@ -123,8 +151,8 @@ def write_store(
     InputError
         If grids or catalogue are not understood; a map or a part of it is missing (the message
         names time and channel); the maps are further apart than ``step_hours``; the store was made
-        by another recipe, holds other maps at the same times, or ends after a new map; or another
-        process is writing it.
+        by another recipe, holds other maps at the same times, or ends after a new map; the grids no
+        longer hold a map that is to be written anew; or another process is writing it.
     """
     if "://" in config.data.store:
         raise InputError("data.store", "must be a path on this machine", found=config.data.store)
@@ -135,7 +163,7 @@ def write_store(
         if source.storms is not None:
             catalogue = source.storms
         with sole_writer(path):
-            return _write(config, path, source, catalogue, progress, compute)
+            return _write(config, path, source, catalogue, revision, progress, compute)
 
 
 # --- writing ---------------------------------------------------------------------------------
@@ -146,13 +174,14 @@ def _write(
     path: Path,
     source: Source,
     catalogue: pd.DataFrame | None,
+    revision: Revision | None,
     progress: Progress | None,
     compute: Compute,
 ) -> StoreSummary:
     recipe = recipe_of(config, source.maps, source.levels)
     group = CommittedGroup.open(path)
     new = np.arange(source.times.size)
-    relabelled = False
+    relabelled, n_again = False, 0
     channels = describe(config.data.channels)
     if group is None:
         packings = {c["name"]: p for c, p in zip(channels, fit_packings(source), strict=True)}
@@ -167,12 +196,19 @@ def _write(
         old = np.zeros(0, "datetime64[ns]")
         chain, last = first_digest(recipe, list(packings.values())), None
     else:
-        _check_recipe(path, group, recipe)
+        check_recipe(path, group, recipe)
         packings = {c["name"]: packing_of(group.attributes_of(c["name"])) for c in channels}
-        old = group.read(names.TIME).astype("datetime64[s]").astype("datetime64[ns]")
-        new = _new_times(path, old, source.times)
-        _check_same_maps(path, old, source, packings)
         chain, last = group.attributes["maps_digest"], lows_from_json(group.attributes["last_lows"])
+        if revision is not None:
+            begun = first_digest(recipe, list(packings.values()))
+            cut = cut_back(path, group, source, revision, packed=begun)
+            if cut is not None:
+                n_again, chain, last = cut
+                chain = chain or _digest_of(group, recipe, packings)
+        old = times_of(group)
+        new = new_times(path, old, source.times, revision)
+        if revision is None:
+            check_same_maps(path, old, source, packings)
     n_old = old.size
     times = np.concatenate([old, source.times[new]])
     labels = _labels(times, catalogue, config)
@@ -192,7 +228,7 @@ def _write(
         catalogue=config.data.catalogue if source.storms is None else "that of the maps",
         idealised=source.idealised,
     )
-    if n_old and not new.size:
+    if n_again or (n_old and not new.size):
         _commit(group, about, chain, last, labels, times.size, previous=dict(group.attributes))
     parts = parts_of(source, new, most=BLOCK)
     for block in compute(source, parts, sea=sea, definition=config.label, last=last):
@@ -219,12 +255,13 @@ def _write(
     return StoreSummary(
         store=str(path),
         n_maps=times.size,
-        n_new=new.size,
+        n_new=new.size - n_again,
+        n_again=n_again,
         n_medicane=int((medicane == names.MEDICANE).sum()),
         n_unknown=int((medicane == names.UNKNOWN).sum()),
         n_left_out=source.n_left_out,
-        first=_minute(times[0]),
-        last=_minute(times[-1]),
+        first=minute(times[0]),
+        last=minute(times[-1]),
         digest=group.attributes["content_digest"],
         relabelled=relabelled,
         has_lows=bool(recipe["phase_space_levels"]),
@@ -298,70 +335,3 @@ def _commit(
     }
     if attributes != previous:
         group.commit(attributes, more_follows=n < n_all)
-
-
-# --- what is already there -------------------------------------------------------------------
-
-
-def _new_times(
-    path: Path, old: NDArray[np.datetime64], times: NDArray[np.datetime64]
-) -> NDArray[np.int64]:
-    """Indices of the times to append; a time that would have to be inserted is refused."""
-    between = times[(times <= old[-1]) & ~np.isin(times, old)]
-    if between.size:
-        raise InputError(
-            path,
-            f"maps are only added after the last one stored ({_minute(old[-1])}); "
-            "remove the store to prepare it anew",
-            found=f"a map at {_minute(between[0])}",
-        )
-    return np.flatnonzero(times > old[-1]).astype(np.int64)
-
-
-def _check_same_maps(
-    path: Path, old: NDArray[np.datetime64], source: Source, packings: dict[str, Packing]
-) -> None:
-    """The first and the last map that source and store share must be the same."""
-    both = np.flatnonzero(np.isin(source.times, old))
-    if not both.size:
-        return
-    stored = open_store(path, incomplete=True)["maps"]
-    error = np.array([packing.error for packing in packings.values()])[:, None, None]
-    for i in {int(both[0]), int(both[-1])}:
-        position = int(np.searchsorted(old, source.times[i]))
-        was = stored[position].values
-        now = np.asarray(source.maps.isel({names.TIME: i}).values)
-        # Regridding in blocks of another size may round the last bit otherwise; no more than that
-        # and what packing takes off.
-        slack = 1e-4 * np.abs(was).max(axis=(1, 2), keepdims=True) + error
-        wrong = np.flatnonzero(~(np.abs(now - was) <= slack).all(axis=(1, 2)))
-        if wrong.size:
-            channel = source.maps[names.CHANNEL].values[wrong[0]]
-            raise InputError(
-                path,
-                "the grids must still hold the maps that were stored; "
-                "remove the store to prepare it anew",
-                found=f"another map of channel {channel} at {_minute(source.times[i])}",
-            )
-
-
-def _check_recipe(path: Path, group: CommittedGroup, recipe: dict[str, Any]) -> None:
-    try:
-        stored = json.loads(group.attributes["recipe"])
-    except (KeyError, ValueError, TypeError):
-        raise InputError(
-            path, "must be a map store, or not exist", found="another Zarr store"
-        ) from None
-    for key in {**recipe, **stored}:
-        if stored.get(key) != recipe.get(key):
-            was, now = difference(stored.get(key), recipe.get(key))
-            raise InputError(
-                path,
-                f"was prepared with another recipe ({key}: {was}); give data.store another path "
-                "or remove the store",
-                found=f"{key}: {now}",
-            )
-
-
-def _minute(time: Any) -> str:
-    return str(np.datetime_as_string(np.datetime64(time), unit="m"))

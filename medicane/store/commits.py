@@ -109,7 +109,7 @@ def writable_folder(path: str | Path, *, where: object) -> Path:
 
 
 @contextmanager
-def sole_writer(path: Path) -> Iterator[None]:
+def sole_writer(path: Path, *, law: str = "one process at a time writes a store") -> Iterator[None]:
     """Hold the lock beside `path`; a killed process lets go of it by itself.
 
     Raises
@@ -123,9 +123,7 @@ def sole_writer(path: Path) -> Iterator[None]:
     try:
         lock.acquire()
     except filelock.Timeout:
-        raise InputError(
-            path, "one process at a time writes a store", found=f"{lock.lock_file} is held"
-        ) from None
+        raise InputError(path, law, found=f"{lock.lock_file} is held") from None
     try:
         yield
     finally:
@@ -213,6 +211,19 @@ class CommittedGroup:
             self._metadata[name]["shape"][0] = self._end
             self._write(name, start, block)
 
+    def cut(self, length: int) -> None:
+        """Forget the maps from `length` on; nobody sees it yet.
+
+        What is appended after it is written in their place: who has opened the group before and
+        goes on reading finds the new maps among the old ones.
+        """
+        self._end = length
+        for name, metadata in self._metadata.items():
+            if metadata["dimension_names"][0] == names.TIME:
+                metadata["shape"][0] = length
+                if not self._is_plain(name):
+                    self._place(name)  # Zarr looks there
+
     def attributes_of(self, name: str) -> dict[str, Any]:
         """Attributes of an array, as written so far."""
         return dict(self._metadata[name]["attributes"])
@@ -268,7 +279,7 @@ class CommittedGroup:
         for name in () if more_follows else self._metadata:
             self._place(name)
         document = _root_document(self.attributes, self._metadata)
-        _replace(self._folder / _ROOT, document, flush=True)
+        replace_json(self._folder / _ROOT, document, flush=True)
         if self._folder != self.path:
             # An empty folder of the final name gives way; anything else was refused by `open`.
             os.replace(self._folder, self.path)
@@ -278,7 +289,7 @@ class CommittedGroup:
     def _place(self, name: str) -> None:
         (self._folder / name).mkdir(exist_ok=True)
         if not _holds(self._folder / name / _ROOT, self._metadata[name]):
-            _replace(self._folder / name / _ROOT, self._metadata[name])
+            replace_json(self._folder / name / _ROOT, self._metadata[name])
 
     def _turn(self, name: str) -> None:
         """Change to the other chunk key encoding."""
@@ -351,11 +362,14 @@ def _holds(path: Path, document: Mapping[str, Any]) -> bool:
         return False
 
 
-def _replace(path: Path, document: Mapping[str, Any], *, flush: bool = False) -> None:
+def replace_json(
+    path: Path, document: Mapping[str, Any], *, flush: bool = False, indent: int | None = None
+) -> None:
     """Write JSON so that `path` holds either all of the old or all of the new."""
     temporary = path.with_name(f"{path.name}.partial")
     with temporary.open("w", encoding="utf-8") as file:
-        file.write(json.dumps(document, sort_keys=True))  # `dump` is many times slower
+        # `dump` is many times slower.
+        file.write(json.dumps(document, sort_keys=indent is None, indent=indent))
         if flush:
             file.flush()
             os.fsync(file.fileno())

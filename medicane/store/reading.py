@@ -19,6 +19,7 @@ from medicane import names
 from medicane.errors import InputError
 from medicane.packing import Packing
 from medicane.store.chunks import ChunkFiles
+from medicane.store.restarts import Restart, restart_of
 from medicane.store.schema import (
     LOWS,
     SCHEMA_VERSION,
@@ -147,6 +148,23 @@ def verify_store(path: str | Path) -> None:
         raise InputError(
             path, f"must have the digest {ds.attrs['content_digest'][:12]}…", found=found[:12] + "…"
         )
+
+
+def stored_end(path: str | Path) -> Restart | None:
+    """Where the record of a store ends now; None if there is no map of it.
+
+    Raises
+    ------
+    InputError
+        If there is something else than a map store.
+    """
+    if not Path(path).exists():
+        return None
+    ds, channels = _open(path)
+    if not ds.sizes[names.TIME]:
+        return None
+    packings = [packing for _, packing in channels.values()]
+    return restart_of(json.loads(ds.attrs["recipe"]), packings, ds[names.TIME].values, ds.attrs)
 
 
 def record_digest(
