@@ -69,6 +69,8 @@ def _status(command: Callable[[], object], *, debug: bool) -> int:
     logging.getLogger("alembic").setLevel(logging.WARNING)
     # Its only message at this level is of retracing: a period's opening has a length of its own.
     logging.getLogger("tensorflow").setLevel(logging.ERROR)
+    # It logs the traceback of what it raises.
+    logging.getLogger("mlflow.store.db.utils").setLevel(logging.CRITICAL)
     # Of reads that were under way when one failed, which is told.
     logging.getLogger("asyncio").setLevel(logging.CRITICAL)
     try:
