@@ -30,6 +30,7 @@ from flows import prepare as prepare_room
 from flows import promote as promote_room
 from flows import serve
 from flows import train as train_room
+from flows import watch as watch_room
 from flows.demo import flow_steps
 from flows.retries import DELAYS, ON_IO_FAULT, io_fault
 from medicane import experiments, pipeline
@@ -46,6 +47,7 @@ FLOWS = {
     "evaluate": train_room.evaluate,
     "detect": detect_room.detect,
     "promote": promote_room.promote,
+    "watch": watch_room.watch,
 }
 TASKS = [
     prepare_room.write_store,
@@ -54,6 +56,7 @@ TASKS = [
     detect_room.label_new_maps,
     detect_room.label_month,
     promote_room.decide,
+    watch_room.catch_up,
 ]
 
 
@@ -116,7 +119,7 @@ def test_the_schema_of_detect_is_what_a_form_can_show() -> None:
     assert shown["allow_short"]["default"] is False
 
 
-@pytest.mark.parametrize("name", ["prepare", "train", "evaluate", "promote"])
+@pytest.mark.parametrize("name", ["prepare", "train", "evaluate", "promote", "watch"])
 def test_the_other_flows_take_a_configuration_file(name: str) -> None:
     schema = FLOWS[name].parameters
     assert schema.required == ["config"]
@@ -484,7 +487,7 @@ def test_the_deployments_of_a_clone_can_be_served(monkeypatch: pytest.MonkeyPatc
     ready = serve.deployments_of(ROOT / "config" / "deployments.yaml")
     found = {f"{one.flow_name}/{one.name}": one for one in ready}
     assert len(found) == len(ready)
-    daily = found["detect/daily"]
+    daily = found["watch/daily"]
     written = serve.load_deployments(ROOT / "config" / "deployments.yaml").deployments[0]
     assert [s.schedule.cron for s in daily.schedules] == [written.cron] == ["30 7 * * *"]
     assert [s.schedule.timezone for s in daily.schedules] == ["UTC"]
