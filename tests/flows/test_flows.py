@@ -19,6 +19,7 @@ import requests
 import yaml
 from mlflow.exceptions import MlflowException
 from prefect import task
+from prefect.blocks.system import Secret
 from prefect.client.orchestration import SyncPrefectClient, get_client
 from prefect.client.schemas.filters import ArtifactFilter, ArtifactFilterKey
 from prefect.exceptions import ParameterTypeError
@@ -36,8 +37,10 @@ from flows.retries import DELAYS, ON_IO_FAULT, io_fault
 from medicane import experiments, pipeline
 from medicane.config import load_config
 from medicane.errors import InputError
+from tests.servers import webhook
 from tests.small_project import SETTINGS, SmallProject
 from tests.test_governance import CALLS_NONE, Registry
+from tests.watched_grids import Feed
 
 ROOT = Path(__file__).resolve().parents[2]
 ROOMS = sorted(path.stem for path in (ROOT / "flows").glob("*.py") if path.stem != "__init__")
@@ -377,6 +380,36 @@ def test_the_flow_detect_shows_the_probabilities(
     assert len(strip) == len(set(_read(done.detections)[0]["time"].dt.date.values))
     assert set(strip) <= set("▁▂▃▄▅▆▇█·")
     assert artifact.description == f"{done.n_new} new maps, {done.n_events} events in all"
+
+
+def test_the_flow_watch_leaves_its_status_and_tells_with_the_secret_of_a_block(
+    small_project: SmallProject, prefect: Any, tmp_path: Path
+) -> None:
+    Secret(value="planted-secret").save("planted-token", overwrite=True)
+    with webhook() as (address, server):
+        feed = Feed(
+            tmp_path,
+            small_project,
+            watch={"webhook": address, "webhook_token": "planted-token"},
+            detect={"threshold": 1e-6},  # every map is a detection
+        )
+        feed.put(1, 2, 3)
+        model = str(small_project.model_path)
+        done = watch_room.watch(feed.config_file, model=model, out=str(feed.out))
+        again = watch_room.watch(feed.config_file, model=model, out=str(feed.out))
+    assert (done.n_new, again.n_new, done.n_store) == (12, 0, 12)
+    ((_, headers, body),) = server.posts
+    assert headers["Authorization"] == "Bearer planted-secret"
+    assert (body["id"], body["n_maps"]) == ("medicane_20010501T00", 12)
+    artifact = newest(prefect, "watch-status")
+    assert artifact.data == pipeline.status_text(again)
+    assert artifact.description == "0 new maps, 0 labelled again, 0 onsets"
+    assert json.loads((feed.out / "status.json").read_text()) == again.model_dump(mode="json")
+    for run in prefect.read_flow_runs():
+        assert "planted-secret" not in str(run.model_dump())
+    absent = Feed(tmp_path / "absent", small_project, watch={"webhook": "absent-block"})
+    with pytest.raises(InputError, match=r"watch\.webhook: .* Secret block"):
+        watch_room.catch_up.fn(absent.config_file, model, str(absent.out), None, True)
 
 
 def test_the_flow_promote_shows_the_decision(
