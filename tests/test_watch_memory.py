@@ -102,7 +102,7 @@ def test_earlier_states_are_found_dropped_and_thinned(tmp_path: Path) -> None:
 
 
 def test_a_restart_is_used_on_the_record_that_it_was_made_on() -> None:
-    ends = [Restart(n, iso(TIMES[n - 1]), "", "", "") for n in (10, 20, 40)]
+    ends = [Restart(1, n, iso(TIMES[n - 1]), "", "", "") for n in (10, 20, 40)]
     assert restart_before(ends, TIMES, TIMES[39]) == ends[1]
     assert restart_before(ends, TIMES, TIMES[40]) == ends[2]
     assert restart_before(ends, TIMES[1:], TIMES[40]) is None  # a map is missing before
@@ -114,13 +114,15 @@ def test_the_memory_is_read_back_and_damage_is_told(tmp_path: Path) -> None:
     assert Memory.read(file) == Memory()
     memory = Memory(maps={"2001-05-01T00:00:00": "ab"}, redo_from="2001-05-01T00:00:00")
     for n in (3, 4, 4):
-        memory.note_restart(Restart(n, f"2001-05-0{n}T00:00:00", "p", "c", "{}"))
+        memory.note_restart(Restart(1, n, f"2001-05-0{n}T00:00:00", "p", "c", "{}"))
     memory.write(file)
     written = file.stat().st_mtime_ns
     memory.write(file)
     assert file.stat().st_mtime_ns == written
     assert Memory.read(file) == memory
     assert [restart.n for restart in memory.restarts] == [3, 4]
+    memory.note_restart(Restart(2, 5, "2001-05-05T00:00:00", "p", "c", "{}"))  # another store
+    assert [restart.n for restart in memory.restarts] == [5]
     file.write_bytes(file.read_bytes()[:-9])
     with pytest.raises(InputError, match=r"watch\.json: must be what a watch wrote"):
         Memory.read(file)
