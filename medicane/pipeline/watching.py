@@ -162,7 +162,7 @@ class Run:
         """Times of the maps that belong to the series."""
         from medicane.sequences import at_steps
 
-        held = _datetimes(standard.indexes[names.TIME], where="data.grids")
+        self.held = held = _datetimes(standard.indexes[names.TIME], where="data.grids")
         chosen = held if start is None else held[held >= _moment(start)]
         if self.known.size:
             chosen = held[held >= self.known[0]]
@@ -256,11 +256,11 @@ class Run:
         from medicane.store import restart_before
 
         last, _ = self.earlier.before(first)
-        needed = self.known if last is None else self.known[self.known > last]
+        behind = self.known if last is None else self.known[self.known > last]
         if stored.size and stored[-1] >= first:
             restart = restart_before(self.memory.restarts, stored, first)
-            needed = np.union1d(needed, stored[0 if restart is None else restart.n :])
-        return bool(np.isin(needed, self.times).all())
+            behind = np.union1d(behind, stored[0 if restart is None else restart.n :])
+        return bool(np.isin(behind, self.held).all())
 
     def extend_store(self) -> None:
         """Bring the map store up to the grids, and remember where it can be cut."""
