@@ -32,7 +32,10 @@ def _secret(name: str) -> str | None:
         return os.environ.get(name)
     from prefect.blocks.system import Secret
 
-    block: Any = Secret.load(name)
+    try:
+        block: Any = Secret.load(name)
+    except ValueError:  # there is none of that name
+        return None
     return str(block.get())
 
 

@@ -3,12 +3,15 @@ either that breaks what passes through it."""
 
 from __future__ import annotations
 
+import base64
 import contextlib
+import email.policy
 import http.client
 import json
 import os
 import re
 import socket
+import socketserver
 import subprocess
 import sys
 import threading
@@ -115,6 +118,73 @@ def object_store() -> Iterator[str]:
             yield f"http://127.0.0.1:{port}"
         finally:
             process.terminate()
+
+
+class Hook(Quiet):
+    """A webhook: keeps what is posted in `posts`, and answers with the first of `answers` left."""
+
+    def do_POST(self) -> None:
+        server: Any = self.server
+        sent = self.body()
+        status = server.answers.pop(0) if server.answers else 204
+        server.posts.append((status, dict(self.headers), json.loads(sent)))
+        self.answer(status, **({"Location": "/elsewhere"} if status in (302, 307) else {}))
+
+
+@contextlib.contextmanager
+def webhook(*answers: int) -> Iterator[tuple[str, Any]]:
+    """The address of a webhook, and its server."""
+    with serving(Hook, posts=[], answers=list(answers)) as (address, server):
+        yield f"{address}/hook", server
+
+
+class Post(socketserver.StreamRequestHandler):
+    """A mail server that takes what it is sent, and refuses recipients whose name is nobody."""
+
+    def handle(self) -> None:
+        server: Any = self.server
+        recipients: list[str] = []
+        self.say("220 loopback")
+        while line := self.rfile.readline().decode().strip():
+            word = line.partition(" ")[0].upper()
+            if word == "EHLO":
+                self.say("250-loopback\r\n250 AUTH PLAIN" if server.login else "250 loopback")
+            elif word == "AUTH":
+                told = base64.b64decode(line.split()[-1]).decode().split("\0")[1:]
+                self.say("235 in" if told == list(server.login) else "535 out")
+            elif word == "RCPT":
+                refused = "<nobody@" in line
+                recipients += [] if refused else [line[line.index("<") + 1 : line.index(">")]]
+                self.say("550 nobody" if refused else "250 yes")
+            elif word == "DATA":
+                self.say("354 go on")
+                lines = iter(lambda: self.rfile.readline().decode().rstrip("\r\n"), ".")
+                message = email.message_from_string("\n".join(lines), policy=email.policy.default)
+                server.mails.append((recipients, message))
+                self.say("250 taken")
+            elif word == "QUIT":
+                return self.say("221 bye")
+            else:
+                self.say("250 yes")
+        return None
+
+    def say(self, line: str) -> None:
+        self.wfile.write(f"{line}\r\n".encode())
+
+
+@contextlib.contextmanager
+def mail_server(*login: str) -> Iterator[tuple[int, list[Any]]]:
+    """The port of a mail server on loopback, and what it took: recipients and message of each."""
+    with socketserver.ThreadingTCPServer(("127.0.0.1", 0), Post) as server:
+        server.daemon_threads = True
+        server.login, server.mails = login, []  # type: ignore[attr-defined]
+        thread = threading.Thread(target=server.serve_forever, args=(0.05,), daemon=True)
+        thread.start()
+        try:
+            yield server.server_address[1], server.mails  # type: ignore[attr-defined]
+        finally:
+            server.shutdown()
+            thread.join()
 
 
 @dataclass

@@ -22,7 +22,7 @@ FLOORS = {
     3: ("store", "batches", "model", "runtime", "folds"),
     4: ("fetch", "predict", "evaluate", "attribution"),
     5: ("detections", "streaming", "train", "report"),
-    6: ("places", "experiments"),
+    6: ("places", "notices", "experiments"),
     7: ("pipeline",),
     8: ("cli",),
 }

@@ -24,7 +24,15 @@ from medicane.config import Config, make_config
 from medicane.errors import InputError
 from medicane.grids import open_grids
 from medicane.standardise import standardise
-from medicane.store import maps_where, open_store, read_block, verify_store, write_store
+from medicane.store import (
+    Revision,
+    maps_where,
+    open_store,
+    read_block,
+    stored_end,
+    verify_store,
+    write_store,
+)
 from medicane.store.chunks import ChunkFiles
 from medicane.store.commits import CommittedGroup, sole_writer
 from medicane.store.source import open_source, parts_of
@@ -590,6 +598,61 @@ def test_changed_grids_are_refused(sea, out, tmp_path):
     changed.to_netcdf(tmp_path / "1.nc")
     with pytest.raises(InputError, match=r"found another map of channel u10 at 2001-01-30T18:00"):
         write_store(config)
+
+
+def test_revised_and_late_maps_are_put_in_their_place(sea, whole, out, tmp_path):
+    """Killed after the cut as well; the restart is where the record once ended."""
+    for i in (0, 2):
+        shutil.copy(sea / f"{i}.nc", tmp_path)
+    config = recipe(tmp_path, out, "*.nc", catalogue=str(sea / "storms.csv"))
+    other = era5(0, 60)
+    other["msl"][40:] += 100
+    other.to_netcdf(tmp_path / "0.nc")
+    ends = []
+    write_store(config, progress=lambda *_: ends.append(stored_end(out)))
+    assert [end.n for end in ends] == [24, 60, 84, 120]
+    for i in (0, 1):
+        shutil.copy(sea / f"{i}.nc", tmp_path)
+    changed = START + np.timedelta64(40 * 6, "h")
+    with pytest.raises(InputError, match="maps are only added after the last one stored"):
+        write_store(config)
+
+    def stopped(*_: object, **__: object):
+        raise KeyboardInterrupt
+        yield
+
+    revision = Revision(changed, changed, ends)
+    with pytest.raises(KeyboardInterrupt):
+        write_store(config, revision=revision, compute=stopped)
+    partial = open_store(out, incomplete=True)
+    assert partial.sizes["time"] == 24
+    verify_store(out)
+    done = write_store(config, revision=revision)
+    assert (done.n_maps, done.n_new, done.n_again) == (180, 156, 0)
+    verify_store(out)
+    now, once = open_store(out), open_store(whole)
+    xr.testing.assert_identical(
+        now.drop_vars("maps").drop_attrs(), once.drop_vars("maps").drop_attrs()
+    )
+    assert within_packing(now["maps"], once["maps"], out, whole)
+    # The restart carries the digest; without one the record is written anew, and comes to the same.
+    digest = now.attrs["content_digest"]
+    again = write_store(config, revision=Revision(changed, changed, [stored_end(out), *ends[:1]]))
+    assert (again.n_new, again.n_again, again.digest) == (0, 156, digest)
+    assert write_store(config, revision=Revision(changed, changed)).n_again == 180
+    assert open_store(out).attrs["content_digest"] == digest
+
+
+def test_maps_that_the_grids_no_longer_hold_are_not_given_up(sea, out, tmp_path):
+    for i in range(2):
+        shutil.copy(sea / f"{i}.nc", tmp_path)
+    config = recipe(tmp_path, out, "*.nc", catalogue=str(sea / "storms.csv"))
+    write_store(config)
+    before = content(out)
+    (tmp_path / "0.nc").unlink()
+    with pytest.raises(InputError, match=r"written anew, from 2001-01-01T00:00; found none at"):
+        write_store(config, revision=Revision(START, START))
+    assert content(out) == before
 
 
 def spoilt(folder: Path, field: str, **where: object) -> None:

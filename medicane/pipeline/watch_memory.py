@@ -89,11 +89,15 @@ class Memory(BaseModel):
         self.maps = {told: digest for told, digest in self.maps.items() if told >= iso(time)}
 
     def note_restart(self, restart: Restart | None) -> None:
-        """Remember where the store ends now."""
+        """Remember where the store ends; of one that was made anew nothing else is known."""
         if restart is not None and restart not in self.restarts:
-            earlier = [one for one in self.restarts if one.n < restart.n]
-            every = [*earlier, restart]
+            same = [one for one in self.restarts if one.born == restart.born]
+            every = [*(one for one in same if one.n < restart.n), restart]
             self.restarts = [every[i] for i in thinned([one.n for one in every])]
+
+    def forget_restarts_from(self, time: np.datetime64) -> None:
+        """Forget the restarts that a map at this time would have changed."""
+        self.restarts = [one for one in self.restarts if np.datetime64(one.time) < time]
 
 
 # --- what was read ---------------------------------------------------------------------------

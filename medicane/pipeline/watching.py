@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -19,12 +18,14 @@ import pandas as pd
 
 from medicane import names
 from medicane.config import Config
-from medicane.errors import InputError
+from medicane.errors import InputError, redacted
 from medicane.pipeline.summaries import Left, Progress, Watched
 from medicane.pipeline.watch_memory import Earlier, Memory, Times, digests, iso, stamps
 from medicane.pipeline.watch_status import account
 
 if TYPE_CHECKING:
+    import xarray as xr
+
     from medicane.notices import Secret
     from medicane.pipeline.summaries import Prepared
 
@@ -77,7 +78,7 @@ def watch(
     with sole_writer(folder / "watch.json", law=law):
         run = Run(config, folder, model, prepare=prepare, progress=progress)
         run.look(start)
-        run.put_right()
+        run.choose()
         run.extend_store()
         run.label()
         return account(run, channels)
@@ -123,7 +124,10 @@ class Run:
         self.sources = sources_of(list(data.grids), data.storage_options)
         # Before they are opened: what changes afterwards is looked into by the next run.
         self.stamps = stamps(self.sources, data.storage_options)
-        self.standard, _ = open_maps(
+        self.known = self._known()
+        # One source after the other: the NetCDF library takes a file that is opened twice amiss.
+        changed = self._times_of_changed()
+        standard, _ = open_maps(
             data.grids,
             facts,
             units=data.units,
@@ -131,16 +135,18 @@ class Run:
             storage_options=data.storage_options,
             where="data.grids",
         )
-        self.known = self._known()
         if not self.known.size:  # whoever removes the detections begins anew
             self.earlier.drop_from(np.datetime64(0, "s"))
             self.memory.maps, self.memory.redo_from = {}, None
-        self.times = self._on_step(start)
-        self.horizon = (self.known if self.known.size else self.times)[-1] - self._days(
-            self.config.watch.revise_days
-        )
-        self._find_late()
-        self._find_revised()
+        self.times = self._on_step(standard, start)
+        self.horizon = (self.known if self.known.size else self.times)[-1] - self._far_back()
+        if self.known.size:
+            late = (self.times <= self.known[-1]) & ~np.isin(self.times, self.known)
+            self.late = self.times[late]
+        self._find_revised(standard, changed)
+        # Before they are labelled: should a map change meanwhile, the next run will see it.
+        new = ~np.isin(self.times, self.known) & (self.times >= self.times[-1] - self._far_back())
+        self.memory.maps |= digests(standard, self.times[new])
 
     def _known(self) -> Times:
         """Times of the detections so far."""
@@ -152,11 +158,11 @@ class Run:
         times = read_detections(path)[0].indexes[names.TIME]
         return _datetimes(times, where=path)
 
-    def _on_step(self, start: str | None) -> Times:
+    def _on_step(self, standard: xr.Dataset, start: str | None) -> Times:
         """Times of the maps that belong to the series."""
         from medicane.sequences import at_steps
 
-        held = _datetimes(self.standard.indexes[names.TIME], where="data.grids")
+        self.held = held = _datetimes(standard.indexes[names.TIME], where="data.grids")
         chosen = held if start is None else held[held >= _moment(start)]
         if self.known.size:
             chosen = held[held >= self.known[0]]
@@ -172,48 +178,16 @@ class Run:
         self._leave(chosen[~on], f"not at a step of {self.step_hours} h")
         return chosen[on]
 
-    def _find_late(self) -> None:
-        if not self.known.size:
-            return
-        late = self.times[(self.times <= self.known[-1]) & ~np.isin(self.times, self.known)]
-        self.late = late[late >= self.horizon]
-        self._leave(late[late < self.horizon], "late by more than watch.revise_days")
-
-    def _find_revised(self) -> None:
-        """Detected maps that other fields are behind now, looked for where a source has changed."""
-        seen = self.memory.sources
-        changed = [s for s in self.sources if not self._as_before(s)]
-        there = self.known[np.isin(self.known, self.times)]
-        if not changed or not there.size:
-            return
-        if len(changed) < len(self.sources):
-            there = there[np.isin(there, self._times_of(changed))]
-        old = there[there < self.horizon]
-        if seen and all(os.path.isfile(source) for source in changed):
-            self._leave(old, "their file has changed, older than watch.revise_days: not looked at")
-        there = there[there >= self.horizon]
-        self.found = digests(self.standard, there)
-        was = self.memory.maps
-        self.revised = np.array(
-            [t for t in there if was.get(iso(t), self.found[iso(t)]) != self.found[iso(t)]],
-            "datetime64[ns]",
-        )
-        self.memory.maps |= self.found
-
-    def _as_before(self, source: str) -> bool:
-        from medicane.errors import redacted
-
-        now = self.stamps[redacted(source)]
-        return now is not None and self.memory.sources.get(redacted(source)) == now
-
-    def _times_of(self, sources: Sequence[str]) -> Times:
-        """Times of the maps of some of the sources."""
+    def _times_of_changed(self) -> Times:
+        """Times of the maps whose source is another one than when it was last looked into."""
         from medicane.grids import open_grids
         from medicane.standardise.times import valid_times
 
-        data = self.config.data
-        found = [_none()]
-        for source in sources:
+        data, found = self.config.data, [_none()]
+        self.changed = [s for s in self.sources if not self._as_before(s)]
+        if not self.known.size or len(self.changed) == len(self.sources):
+            return self.known
+        for source in self.changed:
             raw = open_grids(
                 source, select=data.select or None, storage_options=data.storage_options
             )
@@ -224,46 +198,69 @@ class Run:
             found.append(times.astype("datetime64[ns]"))
         return np.concatenate(found)
 
+    def _as_before(self, source: str) -> bool:
+        now = self.stamps[redacted(source)]
+        return now is not None and self.memory.sources.get(redacted(source)) == now
+
+    def _find_revised(self, standard: xr.Dataset, changed: Times) -> None:
+        """Detected maps that other fields are behind now, looked for where a source has changed."""
+        there = self.known[np.isin(self.known, self.times) & np.isin(self.known, changed)]
+        if self.memory.sources and all(os.path.isfile(source) for source in self.changed):
+            old = there[there < self.horizon]
+            self._leave(old, "their file has changed, older than watch.revise_days: not looked at")
+        there = there[there >= self.horizon]
+        was, now = self.memory.maps, digests(standard, there)
+        other = [was.get(told, digest) != digest for told, digest in now.items()]
+        self.revised = there[np.array(other, bool)]
+        self.memory.maps |= now
+
     # Doing -----------------------------------------------------------------------------------
 
-    def put_right(self) -> None:
+    def choose(self) -> None:
         """Choose the map from which on labels are made again, and remember that they are to be."""
         pending = self.memory.redo_from
-        begun = _none() if pending is None else np.array([pending], "datetime64[ns]")
-        wrong = np.unique(np.concatenate([self.late, self.revised, begun]))
-        held = [self._can_be_redone(time) for time in wrong]
-        at = held.index(True) if True in held else wrong.size
-        self._leave(wrong[:at], "the grids no longer hold all maps that follow")
-        self.first = wrong[at] if at < wrong.size else None
-        kept = wrong[at:]
-        self.late, self.revised = (t[np.isin(t, kept)] for t in (self.late, self.revised))
-        self.late_from = max([self.horizon, *(wrong[:at][-1:] + self.step)])
-        self.memory.maps |= digests(self.standard, self.late)
+        again = _none() if pending is None else np.array([pending], "datetime64[ns]")
+        wrong = np.unique(np.concatenate([self.late, self.revised, again]))
+        wrong = wrong[wrong >= self.horizon]
+        stored = self._stored()
+        self.first = next((time for time in wrong if self._can_be_redone(time, stored)), None)
+        # What lies behind the state that is gone on from is read again, however old it is.
+        last = self.earlier.before(self.first)[0] if self.first is not None else self.times[-1]
+        begun = self.times[0] if last is None else last + self.step
+        left, stuck = self.late[self.late < begun], self.revised[self.revised < begun]
+        self._leave(left[left < self.horizon], "late by more than watch.revise_days")
+        stuck = np.union1d(left[left >= self.horizon], stuck)
+        self._leave(stuck, "the grids no longer hold all maps that follow")
+        self.late, self.revised = (t[t >= begun] for t in (self.late, self.revised))
+        self.late_from = max([self.horizon, *(left[-1:] + self.step)])
         self.memory.redo_from = None if self.first is None else iso(self.first)
         self.memory.sources = {s: stamp for s, stamp in self.stamps.items() if stamp is not None}
         if self.first is not None:
-            first = self.first
-            self.earlier.drop_from(first)
-            self.memory.restarts = [
-                r for r in self.memory.restarts if np.datetime64(r.time) < first
-            ]
+            self.earlier.drop_from(self.first)
+            self.memory.forget_restarts_from(self.first)
         self._remember()
 
-    def _can_be_redone(self, first: np.datetime64) -> bool:
-        """Whether the grids hold what is behind the labels, and the store, from a map on."""
-        from medicane.store import open_store, restart_before
+    def _stored(self) -> Times:
+        """Times in the store, none if it is not to be touched. Where it ends is noted."""
+        from medicane.store import open_store, stored_end
 
-        last, _ = self.earlier.before(first)
-        needed = self.known if last is None else self.known[self.known > last]
-        if not np.isin(needed, self.times).all():
-            return False
         path = Path(self.config.data.store)
         if not self.prepare or not path.exists():
-            return True
-        stored = open_store(path, incomplete=True)[names.TIME].values.astype("datetime64[ns]")
-        restart = restart_before(self.memory.restarts, stored, first)
-        rewritten = stored[0 if restart is None else restart.n :]
-        return not stored.size or stored[-1] < first or bool(np.isin(rewritten, self.times).all())
+            return _none()
+        self.memory.note_restart(stored_end(path))
+        times = open_store(path, incomplete=True)[names.TIME].values
+        return times.astype("datetime64[ns]")
+
+    def _can_be_redone(self, first: np.datetime64, stored: Times) -> bool:
+        """Whether the grids hold what is behind the labels, and the store, from a map on."""
+        from medicane.store import restart_before
+
+        last, _ = self.earlier.before(first)
+        behind = self.known if last is None else self.known[self.known > last]
+        if stored.size and stored[-1] >= first:
+            restart = restart_before(self.memory.restarts, stored, first)
+            behind = np.union1d(behind, stored[0 if restart is None else restart.n :])
+        return bool(np.isin(behind, self.held).all())
 
     def extend_store(self) -> None:
         """Bring the map store up to the grids, and remember where it can be cut."""
@@ -279,7 +276,6 @@ class Run:
             if total - done <= recent:
                 memory.note_restart(stored_end(path))
 
-        memory.note_restart(stored_end(path))
         revision = Revision(self.first, self.late_from, tuple(memory.restarts))
         self.store = prepare(self.config, revision=revision, progress=committed)
         memory.note_restart(stored_end(path))
@@ -299,11 +295,8 @@ class Run:
             self._keep(self.known[-1])
         new = self.times[self.times > self.known[-1]] if self.known.size else self.times
         for piece in self._pieces(new):
-            recent = piece[piece >= new[-1] - self._days(self.config.watch.revise_days)]
-            # Before the label: should the map change meanwhile, the next run will see it.
-            self.memory.maps |= digests(self.standard, recent)
-            self._remember()
             self._detect(piece)
+        self.memory.forget_before(self.times[-1] - self._far_back())
 
     def _pieces(self, new: Times) -> list[Times]:
         """New maps in pieces that are committed one by one; the first label needs a sequence."""
@@ -342,16 +335,15 @@ class Run:
 
     def _keep(self, last: np.datetime64) -> None:
         self.earlier.keep(self.folder / "detections.nc", last, step_hours=self.step_hours)
-        self.earlier.forget_before(last - self._days(self.config.watch.revise_days))
-        self.memory.forget_before(last - self._days(self.config.watch.revise_days))
+        self.earlier.forget_before(last - self._far_back())
 
     def _leave(self, times: Times, why: str) -> None:
         if times.size:
             one = Left(n_maps=times.size, first=iso(times[0]), last=iso(times[-1]), why=why)
             self.left.append(one)
 
-    def _days(self, days: float) -> np.timedelta64:
-        return np.timedelta64(round(days * 86400), "s")
+    def _far_back(self) -> np.timedelta64:
+        return np.timedelta64(round(self.config.watch.revise_days * 86400), "s")
 
     def _remember(self) -> None:
         self.memory.write(self.folder / "watch.json")

@@ -19,7 +19,7 @@ from medicane import names
 from medicane.errors import InputError
 from medicane.packing import Packing
 from medicane.store.chunks import ChunkFiles
-from medicane.store.restarts import Restart, restart_of
+from medicane.store.restarts import Restart
 from medicane.store.schema import (
     LOWS,
     SCHEMA_VERSION,
@@ -164,7 +164,15 @@ def stored_end(path: str | Path) -> Restart | None:
     if not ds.sizes[names.TIME]:
         return None
     packings = [packing for _, packing in channels.values()]
-    return restart_of(json.loads(ds.attrs["recipe"]), packings, ds[names.TIME].values, ds.attrs)
+    return Restart(
+        # What does not change with time is written once.
+        born=(Path(path) / names.LATITUDE / "zarr.json").stat().st_mtime_ns,
+        n=ds.sizes[names.TIME],
+        time=str(ds[names.TIME].values[-1].astype("datetime64[s]")),
+        packed=first_digest(json.loads(ds.attrs["recipe"]), packings),
+        chain=ds.attrs["maps_digest"],
+        last_lows=ds.attrs["last_lows"],
+    )
 
 
 def record_digest(

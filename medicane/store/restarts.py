@@ -2,23 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Sequence
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
-
-from medicane.packing import Packing
-from medicane.store.schema import first_digest
 
 
 class Restart(NamedTuple):
     """The end of a record as it once was: what the maps that follow need of those before.
 
-    ``n`` maps up to ``time`` (ISO 8601); ``packed`` tells how they were packed then, ``chain`` is
-    their digest, ``last_lows`` the lows of the last one.
+    ``n`` maps up to ``time`` (ISO 8601); ``born`` tells the store from another one of its name,
+    ``packed`` how the maps were packed then; ``chain`` is their digest, ``last_lows`` the lows of
+    the last one.
     """
 
+    born: int
     n: int
     time: str
     packed: str
@@ -42,22 +41,6 @@ class Revision(NamedTuple):
     changed_from: np.datetime64 | None
     late_from: np.datetime64
     restarts: Sequence[Restart] = ()
-
-
-def restart_of(
-    recipe: Mapping[str, Any],
-    packings: Sequence[Packing],
-    times: NDArray[Any],
-    attributes: Mapping[str, Any],
-) -> Restart:
-    """The end of a record with these maps and attributes of its group."""
-    return Restart(
-        n=int(times.size),
-        time=str(times[-1].astype("datetime64[s]")),
-        packed=first_digest(recipe, packings),
-        chain=attributes["maps_digest"],
-        last_lows=attributes["last_lows"],
-    )
 
 
 def restart_before(

@@ -19,6 +19,7 @@ import requests
 import yaml
 from mlflow.exceptions import MlflowException
 from prefect import task
+from prefect.blocks.system import Secret
 from prefect.client.orchestration import SyncPrefectClient, get_client
 from prefect.client.schemas.filters import ArtifactFilter, ArtifactFilterKey
 from prefect.exceptions import ParameterTypeError
@@ -30,13 +31,16 @@ from flows import prepare as prepare_room
 from flows import promote as promote_room
 from flows import serve
 from flows import train as train_room
+from flows import watch as watch_room
 from flows.demo import flow_steps
 from flows.retries import DELAYS, ON_IO_FAULT, io_fault
 from medicane import experiments, pipeline
 from medicane.config import load_config
 from medicane.errors import InputError
+from tests.servers import webhook
 from tests.small_project import SETTINGS, SmallProject
 from tests.test_governance import CALLS_NONE, Registry
+from tests.watched_grids import Feed
 
 ROOT = Path(__file__).resolve().parents[2]
 ROOMS = sorted(path.stem for path in (ROOT / "flows").glob("*.py") if path.stem != "__init__")
@@ -46,6 +50,7 @@ FLOWS = {
     "evaluate": train_room.evaluate,
     "detect": detect_room.detect,
     "promote": promote_room.promote,
+    "watch": watch_room.watch,
 }
 TASKS = [
     prepare_room.write_store,
@@ -54,6 +59,7 @@ TASKS = [
     detect_room.label_new_maps,
     detect_room.label_month,
     promote_room.decide,
+    watch_room.catch_up,
 ]
 
 
@@ -116,7 +122,7 @@ def test_the_schema_of_detect_is_what_a_form_can_show() -> None:
     assert shown["allow_short"]["default"] is False
 
 
-@pytest.mark.parametrize("name", ["prepare", "train", "evaluate", "promote"])
+@pytest.mark.parametrize("name", ["prepare", "train", "evaluate", "promote", "watch"])
 def test_the_other_flows_take_a_configuration_file(name: str) -> None:
     schema = FLOWS[name].parameters
     assert schema.required == ["config"]
@@ -376,6 +382,36 @@ def test_the_flow_detect_shows_the_probabilities(
     assert artifact.description == f"{done.n_new} new maps, {done.n_events} events in all"
 
 
+def test_the_flow_watch_leaves_its_status_and_tells_with_the_secret_of_a_block(
+    small_project: SmallProject, prefect: Any, tmp_path: Path
+) -> None:
+    Secret(value="planted-secret").save("planted-token", overwrite=True)
+    with webhook() as (address, server):
+        feed = Feed(
+            tmp_path,
+            small_project,
+            watch={"webhook": address, "webhook_token": "planted-token"},
+            detect={"threshold": 1e-6},  # every map is a detection
+        )
+        feed.put(1, 2, 3)
+        model = str(small_project.model_path)
+        done = watch_room.watch(feed.config_file, model=model, out=str(feed.out))
+        again = watch_room.watch(feed.config_file, model=model, out=str(feed.out))
+    assert (done.n_new, again.n_new, done.n_store) == (12, 0, 12)
+    ((_, headers, body),) = server.posts
+    assert headers["Authorization"] == "Bearer planted-secret"
+    assert (body["id"], body["n_maps"]) == ("medicane_20010501T00", 12)
+    artifact = newest(prefect, "watch-status")
+    assert artifact.data == pipeline.status_text(again)
+    assert artifact.description == "0 new maps, 0 labelled again, 0 onsets"
+    assert json.loads((feed.out / "status.json").read_text()) == again.model_dump(mode="json")
+    for run in prefect.read_flow_runs():
+        assert "planted-secret" not in str(run.model_dump())
+    absent = Feed(tmp_path / "absent", small_project, watch={"webhook": "absent-block"})
+    with pytest.raises(InputError, match=r"watch\.webhook: .* Secret block"):
+        watch_room.catch_up.fn(absent.config_file, model, str(absent.out), None, True)
+
+
 def test_the_flow_promote_shows_the_decision(
     small_project: SmallProject, prefect: Any, tmp_path: Path
 ) -> None:
@@ -484,7 +520,7 @@ def test_the_deployments_of_a_clone_can_be_served(monkeypatch: pytest.MonkeyPatc
     ready = serve.deployments_of(ROOT / "config" / "deployments.yaml")
     found = {f"{one.flow_name}/{one.name}": one for one in ready}
     assert len(found) == len(ready)
-    daily = found["detect/daily"]
+    daily = found["watch/daily"]
     written = serve.load_deployments(ROOT / "config" / "deployments.yaml").deployments[0]
     assert [s.schedule.cron for s in daily.schedules] == [written.cron] == ["30 7 * * *"]
     assert [s.schedule.timezone for s in daily.schedules] == ["UTC"]
