@@ -50,12 +50,16 @@ class Claim:
 
 @dataclass(frozen=True)
 class Curve:
-    """Cost against size: ``points`` are (size in `unit`, seconds), on so many `cores`."""
+    """Cost against size: ``points`` are (size in `unit`, seconds), on so many `cores`.
+
+    `gflop` is what the network computes for one item, in 10⁹ floating-point operations.
+    """
 
     claim: str
     unit: str
     points: list[tuple[float, float]]
     cores: int
+    gflop: float | None = None
 
 
 def side_by_side(

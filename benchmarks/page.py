@@ -10,6 +10,9 @@ import numpy as np
 
 #: Hourly maps of 85 years, as ERA5 has them.
 ARCHIVE = 745_000
+#: What a GPU is taken to keep up, in 10⁹ operations a second: a third of the float32 peak of an
+#: NVIDIA A100. Assumed, not measured.
+GPU_GFLOPS = 6_500
 
 HEAD = """# How fast it is
 
@@ -128,19 +131,23 @@ def _curve_table(curves: list[dict[str, Any]]) -> str:
 def _archive(curves: list[dict[str, Any]]) -> str:
     """Hours for 85 years of hourly maps: estimates, and from what they follow."""
     lines = [
-        f"Hours for {ARCHIVE:,} maps (85 years, hourly): *estimates* from the last points of the "
+        f"Time for {ARCHIVE:,} maps (85 years, hourly): *estimates* from the last points of the "
         "curves above, this machine's cores taken for the others'; reading is counted where the "
-        "curve counts it, the network between machines is not.",
+        "curve counts it, the network between machines is not. No GPU was measured: its column "
+        f"divides the operations of the network by {GPU_GFLOPS / 1000:g} TFLOP/s, a third of the "
+        "float32 peak of an NVIDIA A100, and counts no reading, which will be what it waits for.",
         "",
-        "| | 2 cores | 64 cores |",
-        "|---|---|---|",
+        "| | 2 cores | 64 cores | one GPU |",
+        "|---|---|---|---|",
     ]
     for curve in curves:
         if curve["unit"] != "maps":
             continue
         size, seconds = curve["points"][-1]
         hours = ARCHIVE * seconds / size / 3600 * curve.get("cores", 2) / 2
-        lines.append(f"| {curve['claim']} | {hours:.2g} h | {hours / 32 * 60:.2g} min |")
+        gflop = curve.get("gflop")
+        gpu = "" if gflop is None else f"{ARCHIVE * gflop / GPU_GFLOPS / 60:.2g} min"
+        lines.append(f"| {curve['claim']} | {hours:.2g} h | {hours / 32 * 60:.2g} min | {gpu} |")
     return "\n".join(lines)
 
 

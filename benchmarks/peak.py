@@ -40,13 +40,12 @@ def configuration(encoder: str) -> Config:
     )
 
 
-def operations(encoder: Any) -> float:
-    """Floating-point operations of one map."""
+def operations(encoder: Any, shape: tuple[int, int] = SHAPE) -> float:
+    """Floating-point operations of one map of so many rows and columns."""
     import tensorflow as tf
 
-    shape = (1, *SHAPE, len(CHANNELS))
     traced = tf.function(lambda maps: encoder(maps, training=False)).get_concrete_function(
-        tf.TensorSpec(shape, tf.float32)
+        tf.TensorSpec((1, *shape, len(CHANNELS)), tf.float32)
     )
     total = 0.0
     for node in traced.graph.get_operations():

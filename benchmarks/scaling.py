@@ -18,7 +18,7 @@ import numpy as np
 import xarray as xr
 
 from benchmarks.claims import Claim, Curve, cores, main
-from benchmarks.peak import CHANNELS, on_openvino
+from benchmarks.peak import CHANNELS, on_openvino, operations
 from medicane import model as detector
 from medicane import names
 from medicane.config import make_config
@@ -80,7 +80,9 @@ def measure(small: bool) -> Iterator[Claim | Curve]:
     seconds_for(model, encode, series(2 * CHUNK, shape))
     before = resident_mib("VmRSS")
     points = [(float(n), seconds_for(model, encode, series(n, shape))) for n in lengths]
-    yield Curve(f"labelling, {shape[0]} x {shape[1]} cells", "maps", points, cores())
+    gflop = operations(detector.encoder_of(model), shape) / 1e9
+    claim = f"labelling, {shape[0]} x {shape[1]} cells"
+    yield Curve(claim, "maps", points, cores(), gflop)
     yield Claim(
         claim=f"memory to label {lengths[-1]:,} maps, above that of the model",
         against="–",

@@ -10,12 +10,17 @@ from pydantic import FilePath
 from flows.retries import ON_IO_FAULT
 from medicane import pipeline
 from medicane.config import load_config
+from medicane.errors import InputError
 
 
 @task(**ON_IO_FAULT)
 def fit(config: FilePath) -> pipeline.Trained:
     """Train, track and register; a retry resumes from the checkpoint of the last epoch."""
-    return pipeline.train(load_config(config))
+    settings = load_config(config)
+    if settings.train.workers > 1:
+        law = "must be 1 in a flow: several workers are started as 'medicane train'"
+        raise InputError("train.workers", law, found=settings.train.workers)
+    return pipeline.train(settings)
 
 
 @task(**ON_IO_FAULT)

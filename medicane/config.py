@@ -292,6 +292,16 @@ class Train(Section):
     shuffled_order: bool = False
     #: Detectors of consecutive seeds whose logits are averaged.
     ensemble: int = Field(1, ge=1, le=10)
+    #: Processes that train together, each with its share of every batch; ``TF_CONFIG`` names them.
+    workers: int = Field(1, ge=1)
+    #: Arithmetic of the encoder while it is trained; weights and what is saved are float32.
+    precision: Literal["float32", "mixed_bfloat16"] = "float32"
+    #: Compile the training step by XLA; keeps cuDNN's recurrent cells away.
+    jit_compile: bool = False
+    #: Threads that make batches ready; with one, TensorFlow reads ahead as it sees fit.
+    loaders: int = Field(1, ge=1)
+    #: Of two threads and more: memory of the batches that wait; two wait in any case, ten at most.
+    prefetch_mb: int = Field(60, ge=1)
 
     @model_validator(mode="after")
     def _fits_together(self) -> Self:
@@ -299,6 +309,12 @@ class Train(Section):
             raise ValueError("hard_negative_share needs negatives_per_positive; found none")
         if self.curriculum == "unroll" and self.variable_length:
             raise ValueError("curriculum unroll needs windows; found variable_length: true")
+        if self.jit_compile and self.workers > 1:
+            raise ValueError(f"jit_compile needs workers: 1; found workers: {self.workers}")
+        if self.workers > self.batch_size:
+            raise ValueError(
+                f"workers must not exceed batch_size ({self.batch_size}); found {self.workers}"
+            )
         return self
 
 

@@ -95,7 +95,8 @@ def test_only_flows_import_prefect_and_only_experiments_mlflow() -> None:
         used = {name.split(".")[0] for name in imports(path)}
         assert "prefect" not in used, path
         assert "mlflow" not in used or room == "experiments", path
-        assert "tensorflow" not in used, f"{path}: model code is plain Keras"
+        # Several workers train together through tf.distribute; everything else is plain Keras.
+        assert "tensorflow" not in used or path.parts[-2:] == ("train", "workers.py"), path
 
 
 def test_low_floors_know_no_keras() -> None:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import ast
 import json
 import os
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -83,12 +85,13 @@ def test_the_exponent_of_a_power_law_is_found(exponent: float) -> None:
 
 
 def test_a_curve_is_drawn_and_an_archive_estimated(tmp_path: Path) -> None:
-    curve = {"claim": "detection", "unit": "maps", "points": [[1000, 1.0], [10_000, 10.0]]}
+    points = [[1000, 1.0], [10_000, 10.0]]
+    curve = {"claim": "detection", "unit": "maps", "points": points, "gflop": 0.2}
     text = page_of(tmp_path, [claim(), curve])
     assert (tmp_path / "performance" / "cost.png").read_bytes().startswith(b"\x89PNG")
     assert "| detection | 1,000 maps | 10,000 | 1 to 10 | 1.00 |" in text
-    # 745,000 maps at 1 ms: 745 s on two cores, a thirty-second of it on sixty-four.
-    assert "| detection | 0.21 h | 0.39 min |" in text
+    # 745,000 maps at 1 ms: 745 s on two cores, a thirty-second of it on sixty-four; 149 TFLOP.
+    assert "| detection | 0.21 h | 0.39 min | 0.38 min |" in text
     assert "estimates" in text
 
 
@@ -128,3 +131,26 @@ def test_every_benchmark_says_what_it_measures() -> None:
         functions = {node.name: node for node in tree.body if isinstance(node, ast.FunctionDef)}
         assert [one.arg for one in functions["measure"].args.args] == ["small"], name
         assert ast.get_docstring(functions["measure"]), name
+
+
+@pytest.mark.slow
+def test_all_benchmarks_run_small_and_fill_the_page(tmp_path: Path) -> None:
+    """What `make bench SMALL=1` does; that it works, not how fast anything is."""
+    out = tmp_path / "performance"
+    done = subprocess.run(
+        [sys.executable, "-m", "benchmarks", "--small", "--out", str(out)],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    results = json.loads((out / "results.json").read_text("utf-8"))
+    assert list(results) == modules()
+    page = out.with_suffix(".md").read_text("utf-8")
+    for name, found in results.items():
+        assert found["claims"], name
+        for told in found["claims"]:
+            assert f"| {told['claim']} |" in page, name
+            numbers = [told.get("ours"), *(seconds for _, seconds in told.get("points", []))]
+            assert any(number is not None for number in numbers), told["claim"]
+    assert (out / "cost.png").is_file()

@@ -26,7 +26,7 @@ from medicane.errors import InputError
 #: Bytes of maps in memory at most, by default; with batches on their way to Keras about as much
 #: again. Records up to this size are read once and kept.
 MEMORY = 300_000_000
-#: Bytes of the batches that wait for Keras, at most; two wait in any case.
+#: Bytes of the batches that wait for Keras, by default.
 QUEUE = 60_000_000
 
 #: ``(inputs, labels, weights)``; the inputs are the maps, or a mapping of maps and previous labels.
@@ -94,8 +94,14 @@ class SequenceBatches(keras.utils.PyDataset):
     memory
         Bytes of maps held at most (4 a value). Room for a few hundred maps is needed at least; with
         less, windows are hardly shuffled and more is held than allowed.
+    share
+        (number, of how many): hand out this share of every batch, for a worker of several. Its
+        weights make up for shares that are not of one size, so that the mean over the workers'
+        losses is the loss of the batch. Where there are fewer windows than workers, each has all.
     workers, max_queue_size
         As in `keras.utils.PyDataset`; threads, never processes. Of large batches fewer wait.
+    queue
+        Bytes of the batches that wait for Keras, at most; two wait in any case.
 
     Attributes
     ----------
@@ -136,8 +142,10 @@ class SequenceBatches(keras.utils.PyDataset):
         shuffled_order: bool = False,
         previous_label: Callable[[int], float] | None = None,
         memory: int = MEMORY,
+        share: tuple[int, int] = (0, 1),
         workers: int = 1,
         max_queue_size: int = 10,
+        queue: int = QUEUE,
     ) -> None:
         n = maps.sizes[names.TIME]
         map_bytes = 4 * maps.size // n
@@ -176,7 +184,7 @@ class SequenceBatches(keras.utils.PyDataset):
             if isinstance(windows, RandomRuns)
             else WindowPlan(windows, series, sampling, block=block)
         )
-        waiting = QUEUE // (map_bytes * self._plan.maps_per_batch)
+        waiting = queue // (map_bytes * self._plan.maps_per_batch)
         super().__init__(
             workers=workers,
             use_multiprocessing=False,
@@ -184,7 +192,7 @@ class SequenceBatches(keras.utils.PyDataset):
         )
         self.batch_size, self.block, self.seed, self.epoch = batch_size, block, seed, 0
         self.piece_length: int | None = None
-        self._previous_label = previous_label
+        self._previous_label, self._share = previous_label, share
         self._held = HeldMaps(maps, self._plan.spans)
         self._laid_out: tuple[int, Epoch] | None = None
         self._begun, self._skipped, self._rest_is_done = False, 0, False
@@ -268,7 +276,9 @@ class SequenceBatches(keras.utils.PyDataset):
         rows = part.rows
         labels = laid_out.by_window(self._positive[rows].astype(np.float32))[..., None]
         weights = laid_out.by_window(self._weights[rows]) * part.shown
-        maps = self._held.gather(rows, part.span, kept=laid_out.needed(index))
+        mine, factor = share_of(len(rows), *self._share)
+        maps = self._held.gather(rows[mine], part.span[mine], kept=laid_out.needed(index))
+        labels, weights = labels[mine], weights[mine] * factor
         if self._previous_label is None:
             return maps, labels, weights
         previous = previous_labels(
@@ -278,7 +288,7 @@ class SequenceBatches(keras.utils.PyDataset):
             share=self._previous_label(epoch),
             rng=np.random.default_rng([self.seed, epoch, PREVIOUS_STREAM, index]),
         )
-        return {"maps": maps, "previous": previous}, labels, weights
+        return {"maps": maps, "previous": previous[mine]}, labels, weights
 
     def _current(self, epoch: int) -> Epoch:
         kept = self._laid_out
@@ -286,6 +296,14 @@ class SequenceBatches(keras.utils.PyDataset):
             kept = (epoch, self._plan.parts(epoch))
             self._laid_out = kept
         return kept[1]
+
+
+def share_of(n: int, number: int, workers: int) -> tuple[slice, np.float32]:
+    """Which of the `n` rows of a batch a worker takes, and what its weights are multiplied by."""
+    if n < workers:
+        return slice(0, n), np.float32(1)
+    first, stop = n * number // workers, n * (number + 1) // workers
+    return slice(first, stop), np.float32(workers * (stop - first) / n)
 
 
 def _checked_labels(labels: ArrayLike, n: int) -> tuple[NDArray[Any], NDArray[Any]]:

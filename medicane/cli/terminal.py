@@ -39,6 +39,9 @@ _OF_THE_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO)
 ConfigFile = Annotated[Path, Parameter(name="--config")]
 
 
+_at_once = False
+
+
 def run(application: App, argv: Sequence[str] | None = None) -> None:
     """Run one command of an application and exit with its status."""
     words = list(sys.argv[1:] if argv is None else argv)
@@ -52,7 +55,18 @@ def run(application: App, argv: Sequence[str] | None = None) -> None:
             result_action="return_value",
         )
 
-    sys.exit(_status(command, debug=debug))
+    status = _status(command, debug=debug)
+    if _at_once:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(status)
+    sys.exit(status)
+
+
+def end_at_once() -> None:
+    """Have the process end without taking TensorFlow apart: its collectives may hang in that."""
+    global _at_once
+    _at_once = True
 
 
 def _status(command: Callable[[], object], *, debug: bool) -> int:

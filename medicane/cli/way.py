@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 from cyclopts import Parameter
 
-from medicane.cli.terminal import ConfigFile, app, bar, say, start_keras, tracked_at
+from medicane.cli.terminal import ConfigFile, app, bar, end_at_once, say, start_keras, tracked_at
 from medicane.errors import InputError
 
 if TYPE_CHECKING:
@@ -131,7 +131,15 @@ def train(*, config: ConfigFile) -> None:
     from medicane.config import load_config
 
     settings = load_config(config)
-    start_keras()
+    number = pipeline.worker_number(settings)
+    if settings.train.workers == 1:
+        start_keras()
+    else:  # they meet before any device is looked for
+        end_at_once()
+    if number > 0:
+        pipeline.train_along(settings)
+        say(f"trained    as worker {number}; worker 0 has registered the model")
+        return
     with bar("train") as progress:
         done = pipeline.train(settings, progress=progress)
     say(

@@ -85,7 +85,11 @@ DENSENET121_STRIDE = 32
 
 
 def build_detector(
-    config: configuration.Config, statistics: Statistics, *, facts: Mapping[str, Any] | None = None
+    config: configuration.Config,
+    statistics: Statistics,
+    *,
+    facts: Mapping[str, Any] | None = None,
+    precision: str = "float32",
 ) -> keras.Model:
     """Build the detector, ready to be compiled by `compile_detector`.
 
@@ -98,6 +102,8 @@ def build_detector(
         axis of the input, in order.
     facts
         What the saved file says of its training, see `DetectorCard`.
+    precision
+        Keras' dtype policy of the encoder; normalisation, head and all weights are float32.
 
     Returns
     -------
@@ -118,7 +124,12 @@ def build_detector(
                 found=deviation,
             )
     over_time = config.model.encoder in ("c3d", "r2plus1d")
-    encoder = (sequence_encoder if over_time else map_encoder)(config, statistics)
+    usual = keras.config.dtype_policy()
+    keras.config.set_dtype_policy(precision)
+    try:
+        encoder = (sequence_encoder if over_time else map_encoder)(config, statistics)
+    finally:
+        keras.config.set_dtype_policy(usual)
     return assemble(
         encoder,
         sequence_head(config, encoder.output_shape[-1]),
@@ -156,7 +167,7 @@ def compile_detector(model: keras.Model, config: configuration.Train, *, steps: 
         ),
         weighted_metrics=[keras.metrics.AUC(curve="PR", name="auc_pr")],
         # XLA takes half a minute to compile and then trains more slowly on a CPU.
-        jit_compile=False,
+        jit_compile=config.jit_compile,
     )
     # Variables made inside the first step would have it traced twice.
     model.optimizer.build(model.trainable_variables)

@@ -23,7 +23,11 @@ BATCH_NORM_MOMENTUM = 0.9
 def normalised(maps: Any, statistics: Statistics) -> Any:
     """The first layer of every encoder: each channel with mean 0 and deviation 1 in training."""
     return layers.Normalization(
-        axis=-1, mean=statistics.mean, variance=np.square(statistics.std), name="normalisation"
+        axis=-1,
+        mean=statistics.mean,
+        variance=np.square(statistics.std),
+        dtype="float32",  # in 16 bits a pressure would be known to 512 Pa
+        name="normalisation",
     )(maps)
 
 

@@ -29,7 +29,7 @@ def sequence_head(config: configuration.Config, features: int) -> keras.Model:
     if chosen.label_feedback:
         logit = feedback_layers(x, chosen, regularizer=l2)
     else:
-        x = _in_order(x, chosen, l2)
+        x = _in_order(x, chosen, l2, jit_compile=config.train.jit_compile)
         x = layers.Dropout(chosen.dropout, name="dropout_out")(x)
         logit = layers.Dense(1, kernel_regularizer=l2, dtype="float32", name="logit")(x)
     calibrated = Calibration(dtype="float32", name="calibration")(logit)
@@ -41,7 +41,9 @@ def recurrent_size(features: int, units: int) -> int:
     return 3 * units * (features + units + 2)
 
 
-def _in_order(x: Any, chosen: configuration.Model, l2: regularizers.Regularizer) -> Any:
+def _in_order(
+    x: Any, chosen: configuration.Model, l2: regularizers.Regularizer, *, jit_compile: bool
+) -> Any:
     if chosen.rnn == "none":
         # A layer of the same width, so that the single map is no weaker than it has to be.
         return layers.Dense(
@@ -57,6 +59,8 @@ def _in_order(x: Any, chosen: configuration.Model, l2: regularizers.Regularizer)
         kernel_regularizer=l2,
         recurrent_regularizer=l2,
         recurrent_dropout=chosen.recurrent_dropout,
+        # XLA cannot compile cuDNN's cells.
+        use_cudnn=False if jit_compile else "auto",
         name=chosen.rnn,
     )
     if chosen.bidirectional:

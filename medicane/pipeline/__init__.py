@@ -15,7 +15,14 @@ from medicane.pipeline.fetching import fetch
 from medicane.pipeline.inspection import inspect
 from medicane.pipeline.precision import check_precision
 from medicane.pipeline.promotion import promote, rollback
-from medicane.pipeline.steps import prepare, synthesise, tracking_uri, train
+from medicane.pipeline.steps import (
+    prepare,
+    synthesise,
+    tracking_uri,
+    train,
+    train_along,
+    worker_number,
+)
 from medicane.pipeline.study import skill
 from medicane.pipeline.summaries import (
     Compared,
@@ -78,5 +85,7 @@ __all__ = [
     "synthesise",
     "tracking_uri",
     "train",
+    "train_along",
     "watch",
+    "worker_number",
 ]

@@ -77,6 +77,9 @@ def cross_validate(
     from medicane.folds import storm_folds, year_folds
     from medicane.store import open_store
 
+    if config.train.workers > 1:
+        law = "must be 1: only 'medicane train' is shared among workers"
+        raise InputError("train.workers", law, found=config.train.workers)
     if storms is not None and by != "storm":
         raise InputError("storms", "must be given by storm only", found=f"by {by}")
     store = open_store(config.data.store)

@@ -97,6 +97,8 @@ def train(
     tracking store is lost on the way, the training goes on, the detector is kept in
     ``training.keras`` beside the checkpoint, and run again it is registered without being trained.
 
+    Of several workers (``train.workers``) this is worker 0; the others call `train_along`.
+
     Parameters
     ----------
     name
@@ -111,15 +113,21 @@ def train(
     Raises
     ------
     InputError
-        If there is no map store, its splits hold no medicane, another process is training here, or
-        tracking does not answer.
+        If there is no map store, its splits hold no medicane, another process is training here,
+        tracking does not answer, or the workers are not those of ``TF_CONFIG``.
+    WorkerLostError
+        If another worker ended or did not come.
     """
     from medicane import experiments
     from medicane.store import open_store
     from medicane.store.commits import sole_writer
-    from medicane.train import remove_checkpoint
+    from medicane.train import join, remove_checkpoint
 
     store = open_store(config.data.store)
+    team = join(config.train.workers)
+    if not team.first:
+        law = "worker 0 alone registers the model; start the others with 'medicane train'"
+        raise InputError("train.workers", law, found=f"worker {team.rank}")
     if checkpoint is None:
         checkpoint = Path(config.data.store).resolve().parent / "training.checkpoint.npz"
     kept = checkpoint.with_name("training.keras")
@@ -143,6 +151,7 @@ def train(
                     kept=kept, checkpoint=checkpoint, statistics=statistics, progress=progress,
                 )  # fmt: skip
                 remove_checkpoint(checkpoint)
+                team.total(0)  # the others leave when the model is registered
         except experiments.TrackingError as error:
             if not kept.exists():
                 raise
@@ -228,6 +237,40 @@ def _train_in(
         core_minutes=trained.core_minutes,
         n_parameters=trained.n_parameters,
     )
+
+
+def worker_number(config: Config) -> int:
+    """Which of the workers that train together this process is, from 0.
+
+    Raises
+    ------
+    InputError
+        If ``train.workers`` is more than 1 and ``TF_CONFIG`` does not name so many.
+    """
+    if config.train.workers == 1:
+        return 0
+    from medicane.train.workers import named_workers
+
+    return named_workers(config.train.workers)[1]
+
+
+def train_along(config: Config) -> None:
+    """Train as a worker other than the first, which tracks, registers and keeps the checkpoint.
+
+    Raises
+    ------
+    InputError
+        As `train` does, and if configuration or store are not those of worker 0.
+    WorkerLostError
+        If another worker ended or did not come.
+    """
+    from medicane.store import open_store
+    from medicane.train import join, train_detector
+
+    store = open_store(config.data.store)
+    team = join(config.train.workers)
+    train_detector(config, store)
+    team.total(0)
 
 
 def log_training(

@@ -8,6 +8,7 @@ ends with the same weights.
 * `members`: one network, fitted epoch by epoch.
 * `progress`: what happens after each epoch, and the checkpoint.
 * `curriculum`: short sequences first.
+* `workers`: several processes that train one network together.
 * `calibration`: what is fitted after the network: temperature, threshold, autoencoder.
 """
 
@@ -18,5 +19,14 @@ from medicane.train.training import (
     train_detector,
     training_facts,
 )
+from medicane.train.workers import WorkerLostError, join
 
-__all__ = ["OnEpoch", "TrainedDetector", "remove_checkpoint", "train_detector", "training_facts"]
+__all__ = [
+    "OnEpoch",
+    "TrainedDetector",
+    "WorkerLostError",
+    "join",
+    "remove_checkpoint",
+    "train_detector",
+    "training_facts",
+]

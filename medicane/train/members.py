@@ -23,6 +23,7 @@ from medicane.normalise import Statistics
 from medicane.sequences import contiguous_periods, split_windows
 from medicane.train.curriculum import Unroll, stage_lengths
 from medicane.train.progress import OnEpoch, Progress
+from medicane.train.workers import Team, join
 
 LOG = logging.getLogger(__name__)
 
@@ -65,14 +66,23 @@ def fit_member(
 
     Raises
     ------
+    InputError
+        If another worker trains on another configuration or map store.
     ArithmeticError
         If the loss was not finite in the first epoch.
     """
-    keras.utils.set_random_seed(config.train.seed)
+    team = join(config.train.workers)
+    key = _key(config, store)
+    team.agree(key, where="train.workers", law="each must train on what worker 0 trains on")
     epochs = config.train.epochs
-    batches = training_batches(config, store, splits["train"])
+    batches = training_batches(config, store, splits["train"], team=team)
+    keras.utils.set_random_seed(config.train.seed)
     model = detector.build_detector(config, statistics, facts=facts)
-    fitted = _fitted_form(model, config)
+    trained = model
+    if config.train.precision != "float32":
+        keras.utils.set_random_seed(config.train.seed)
+        trained = detector.build_detector(config, statistics, precision=config.train.precision)
+    fitted = team.shared(_fitted_form(trained, config))
     detector.compile_detector(fitted, config.train, steps=epochs * len(batches))
     unroll = None
     if config.train.curriculum == "unroll":
@@ -82,27 +92,30 @@ def fit_member(
         config,
         store,
         splits["validation"],
+        trained=trained,
+        team=team,
         unroll=unroll,
         checkpoint=checkpoint,
         on_epoch=on_epoch,
-        key=_key(config, store),
+        key=key,
     )
     progress.resume(fitted)
-    while not progress.finished:
-        if progress.unroll is not None:
-            batches.piece_length = progress.unroll.length
-        done = progress.done
-        batches.take_up(done)
-        fitted.fit(
-            batches,
-            epochs=epochs,
-            initial_epoch=done,
-            callbacks=[keras.callbacks.TerminateOnNaN(), progress],
-            verbose=0,
-            shuffle=False,  # SequenceBatches shuffles, from the seed and the epoch
-        )
-        if progress.done == done:
-            break  # diverged: not one epoch was added
+    with team.together(trained):
+        while not progress.finished:
+            if progress.unroll is not None:
+                batches.piece_length = progress.unroll.length
+            done = progress.done
+            batches.take_up(done)
+            fitted.fit(
+                batches,
+                epochs=epochs,
+                initial_epoch=done,
+                callbacks=[keras.callbacks.TerminateOnNaN(), progress],
+                verbose=0,
+                shuffle=False,  # SequenceBatches shuffles, from the seed and the epoch
+            )
+            if progress.done == done:
+                break  # diverged: not one epoch was added
     if progress.best_weights is None:
         raise ArithmeticError("training diverged in its first epoch: the loss is not finite")
     model.set_weights(progress.best_weights)
@@ -111,7 +124,7 @@ def fit_member(
         rows=progress.rows,
         best_epoch=progress.best_epoch,
         prior_offset=batches.prior_offset,
-        core_seconds=progress.core_seconds,
+        core_seconds=team.total(progress.core_seconds),
     )
 
 
@@ -144,8 +157,15 @@ def _fitted_form(model: keras.Model, config: Config) -> keras.Model:
     return model
 
 
-def training_batches(config: Config, store: xr.Dataset, mask: np.ndarray) -> SequenceBatches:
+def training_batches(
+    config: Config, store: xr.Dataset, mask: np.ndarray, *, team: Team | None = None
+) -> SequenceBatches:
     """The batches of the training split, as ``sequences``, ``train`` and ``label`` say.
+
+    Parameters
+    ----------
+    team
+        The worker whose share they are; by default the batches are whole.
 
     Raises
     ------
@@ -183,6 +203,9 @@ def training_batches(config: Config, store: xr.Dataset, mask: np.ndarray) -> Seq
         "previous_label": (
             scheduled_sampling(train.epochs) if config.model.label_feedback else None
         ),
+        "share": (0, 1) if team is None else (team.rank, team.size),
+        "workers": train.loaders,
+        "queue": train.prefetch_mb * 1_000_000,
     }
     batches = SequenceBatches(store["maps"], windows, **about)
     if not train.variable_length:

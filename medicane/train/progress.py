@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import io
 import json
 import logging
 import os
@@ -20,6 +22,7 @@ from medicane.config import Config
 from medicane.predict import predict
 from medicane.store import maps_where
 from medicane.train.curriculum import Unroll
+from medicane.train.workers import Team
 
 LOG = logging.getLogger(__name__)
 
@@ -42,14 +45,26 @@ def validation_logits(
     return found["logit"].values, chosen["medicane"].values
 
 
+def weights_digest(model: keras.Model) -> str:
+    """SHA-256 of the weights, in their order."""
+    digest = hashlib.sha256()
+    for weight in model.get_weights():
+        digest.update(np.ascontiguousarray(weight).data)
+    return digest.hexdigest()
+
+
 class Progress(keras.callbacks.Callback):
     """Follows the training of one network.
 
     Parameters
     ----------
     detector
-        What validation is scored with and whose weights are kept; it shares its weights with the
-        network that Keras fits, and is that network unless labels are fed back.
+        What validation is scored with and whose weights are kept.
+    trained
+        The detector whose weights are fitted: `detector` itself, or its twin of another arithmetic,
+        from which it takes its weights after each epoch. What Keras fits shares them.
+    team
+        Worker 0 scores, and keeps the checkpoint; the others hear of both.
     unroll
         The curriculum, or none. Where it goes on to its next stage the fit ends, to be called anew.
     checkpoint
@@ -74,6 +89,8 @@ class Progress(keras.callbacks.Callback):
         store: xr.Dataset,
         validation: np.ndarray,
         *,
+        trained: keras.Model,
+        team: Team,
         unroll: Unroll | None,
         checkpoint: Path | None,
         on_epoch: OnEpoch | None,
@@ -81,6 +98,7 @@ class Progress(keras.callbacks.Callback):
     ) -> None:
         super().__init__()
         self._detector, self._config, self._store = detector, config, store
+        self._trained, self._team = trained, team
         self._validation, self._checkpoint = validation, checkpoint
         self._on_epoch, self._key = on_epoch, key
         self.unroll = unroll
@@ -111,6 +129,8 @@ class Progress(keras.callbacks.Callback):
             self.diverged = True
             return  # TerminateOnNaN has stopped the training; the best weights stay
         number = epoch + 1
+        if self._trained is not self._detector:
+            self._detector.set_weights(self._trained.get_weights())
         scores = {"loss": loss, **self._scores()}
         scores["learning_rate"] = float(np.asarray(self.model.optimizer.learning_rate))
         if self.unroll is not None:
@@ -121,12 +141,25 @@ class Progress(keras.callbacks.Callback):
             self.best_weights = self._detector.get_weights()
         self._go_on_or_stop(number, scores["val_auc_pr"])
         LOG.info("epoch %d: %s", number, {k: round(v, 5) for k, v in scores.items()})
+        if not self._team.first:
+            return
         if self._checkpoint is not None:
             self._save(self._checkpoint)
         if self._on_epoch is not None:
             self._on_epoch(number, scores)
 
     def _scores(self) -> dict[str, float]:
+        if self._team.size == 1:
+            return self._validated()
+        # The decisions that follow are those of one worker: another processor may round otherwise.
+        told = json.dumps(self._validated()) if self._team.first else ""
+        scores: dict[str, float] = json.loads(self._team.from_first(told.encode()))
+        self._team.agree(
+            weights_digest(self._detector), where="training", law="weights must stay those of all"
+        )
+        return scores
+
+    def _validated(self) -> dict[str, float]:
         logits, labels = validation_logits(
             self._detector, self._config, self._store, self._validation
         )
@@ -184,10 +217,12 @@ class Progress(keras.callbacks.Callback):
             The network that Keras fits, compiled; its state and its optimiser's become those kept.
         """
         path = self._checkpoint
-        if path is None or not path.exists():
+        kept_here = path is not None and self._team.first and path.exists()
+        content = self._team.from_first(path.read_bytes() if path and kept_here else b"")
+        if not content:
             return
         try:
-            with np.load(path, allow_pickle=False) as stored:
+            with np.load(io.BytesIO(content), allow_pickle=False) as stored:
                 kept = {name: stored[name] for name in stored.files}
             progress = json.loads(str(kept["progress"]))
             other = progress["key"] != self._key
