@@ -138,7 +138,7 @@ def train(
         "idealised_sea": str(bool(store.attrs.get("idealised", 0))).lower(),
     }
     name = name or f"{config.model.encoder}-{config.model.rnn}"
-    with sole_writer(checkpoint):
+    with sole_writer(checkpoint, law="one process at a time trains on a store"):
         training = {**tags, "training": _training_id(config, tags, name, checkpoint)}
         cut = experiments.cut_run(config, tags={"training": training["training"]})
         kept.unlink(missing_ok=True)  # the checkpoint has all of it
