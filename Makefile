@@ -15,7 +15,7 @@ export MLFLOW_DISABLE_TELEMETRY := true
 export TF_CPP_MIN_LOG_LEVEL ?= 2
 
 .DEFAULT_GOAL := help
-.PHONY: help demo skill test test-slow check format lock bench clean
+.PHONY: help demo skill test test-slow faults check format lock bench clean
 
 help:  ## list what can be made
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 12
@@ -37,6 +37,13 @@ test: $(READY)  ## the tests, without the slow ones
 # Three at a time: much of it waits for servers.
 test-slow: $(READY)  ## the slow tests alone: real servers, killed runs, the demo
 	$(BIN)/python -m pytest -q -n 3 --dist loadfile -m slow
+
+# What was killed is noted in docs/reliability_kills.jsonl, from which docs/reliability.md has its table.
+faults: $(READY)  ## sixty kills, full disks, a lost server, jumping clocks (RESUME=1 goes on with the kills)
+	@$(if $(RESUME),,rm -f docs/reliability_kills.jsonl)
+	FAULTS_KILLS=60 FAULTS_RECORD=docs/reliability_kills.jsonl \
+	  $(BIN)/python -m pytest -q -n 2 tests/faults
+	@$(BIN)/python -m tests.faults.record
 
 check: $(READY)  ## lint, format and types
 	$(BIN)/ruff check .

@@ -336,16 +336,30 @@ def write_detections(
                 found="other detections than those read",
             )
         temporary = out / f".detections-{uuid.uuid4().hex}.nc"
+        kept = None if history is None else history_dataset(history)
         try:
-            detections.to_netcdf(temporary, encoding=encoding)
-            if history is not None:
-                kept = history_dataset(history)
-                kept.to_netcdf(temporary, mode="a", group=HISTORY_GROUP, encoding=encoding)
+            try:
+                detections.to_netcdf(temporary, encoding=encoding)
+                if kept is not None:
+                    kept.to_netcdf(temporary, mode="a", group=HISTORY_GROUP, encoding=encoding)
+            except RuntimeError:  # HDF5 does not say what stopped it
+                need = detections.nbytes + (0 if kept is None else kept.nbytes) + 2**16
+                _check_room(temporary, need)
+                raise
             write_events(out, detections, step_hours=step_hours)
             os.replace(temporary, target)
         finally:
             temporary.unlink(missing_ok=True)
     return target, listing
+
+
+def _check_room(file: Path, need: int) -> None:
+    """Raise what the disk says when it is asked for so many bytes for a file."""
+    with file.open("ab") as opened:
+        try:
+            os.posix_fallocate(opened.fileno(), 0, need)
+        except OSError as error:
+            raise OSError(error.errno, error.strerror, str(file.parent)) from None
 
 
 def history_dataset(history: xr.DataArray) -> xr.Dataset:

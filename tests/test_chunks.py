@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import resource
 from pathlib import Path
 
 import numpy as np
@@ -103,3 +104,19 @@ def test_only_what_zarr_leaves_as_it_is_is_plain(tmp_path, options):
     assert ChunkFiles.plain(metadata(folder)) == (not options)
     # And as zarr itself tells of an opened array.
     assert ChunkFiles.plain(zarr.open_array(folder).metadata.to_dict()) == (not options)
+
+
+def test_a_file_that_takes_only_a_part_is_an_error(tmp_path: Path) -> None:
+    """As a disk that is about to be full: the first bytes go in, and no error tells of the rest."""
+    rows = np.arange(30, dtype="int16").reshape(5, 2, 3)
+    chunks = files(create(tmp_path / "array"))
+    chunks.write(0, rows)
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (20, hard))
+    try:
+        with pytest.raises(OSError, match="File too large"):
+            chunks.write(0, rows + 1)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    chunks.write(0, rows + 1)
+    np.testing.assert_array_equal(chunks.read(0, 5), rows + 1)

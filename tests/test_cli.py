@@ -21,6 +21,7 @@ from medicane import __version__
 from medicane.cli import app, run
 from medicane.labels import bundled_catalogue
 from medicane.labels.catalogue import read_catalogue
+from medicane.store.commits import sole_writer
 from tests.commands import Answer, Medicane, process, tree, untouched
 from tests.conftest import ROOT
 from tests.small_project import SmallProject, write_config
@@ -659,6 +660,17 @@ def test_train_and_evaluate_need_a_store(
     for command in ("train", "evaluate"):
         line = medicane(command, "--config", config).line
         assert "nothing.zarr: must be a map store; 'medicane prepare' writes one" in line
+
+
+def test_a_second_training_on_a_store_is_refused(
+    medicane: Medicane, small_project: SmallProject
+) -> None:
+    with (
+        sole_writer(small_project.folder / "training.checkpoint.npz"),
+        untouched(small_project.folder),
+    ):
+        line = medicane("train", "--config", small_project.config_file).line
+    assert "training.checkpoint.npz: one process at a time trains on a store; found " in line
 
 
 def test_evaluate_refuses_a_model_of_other_channels(

@@ -91,6 +91,29 @@ def test_a_fold_is_nested_in_its_parent_and_a_run_is_taken_up_again(config: Conf
     assert experiments.run_name(parent.run_id) == "parent"
 
 
+def test_a_cut_run_is_found_and_ends_as_one(config: Config) -> None:
+    tags = {"training": "0123"}
+    assert experiments.cut_run(config, tags=tags) is None
+    with experiments.training_run(config, name="cut", tags=tags) as run:
+        run.log_metrics({"loss": 1.0}, step=1)
+    mlflow.MlflowClient().set_terminated(run.run_id, "FAILED")
+    cut = experiments.cut_run(config, tags=tags)
+    assert cut is not None
+    with experiments.training_run(config, name="cut", tags=tags, resume=cut.run_id) as again:
+        assert again.steps("loss") == {1}
+        again.log_metrics({"loss": 0.5}, step=2)
+    assert experiments.cut_run(config, tags=tags) is None
+    (whole,) = experiments.find_runs(config, name="cut")
+    assert (whole.status, whole.metrics) == ("FINISHED", {"loss": 0.5})
+
+
+def test_a_database_half_made_by_a_kill_is_made_anew(tmp_path: Path) -> None:
+    (tmp_path / ".mlflow.db.partial").write_bytes(b"SQLite format 3\x00 and no more")
+    uri = experiments.default_tracking_uri(tmp_path)
+    assert experiments.use_tracking(uri, experiment="small") == "1"
+    assert sorted(p.name for p in tmp_path.iterdir()) == [".mlflow.db.lock", "mlflow.db"]
+
+
 def test_a_run_that_breaks_is_marked_failed(config: Config) -> None:
     with (
         pytest.raises(ZeroDivisionError),

@@ -104,13 +104,31 @@ def test_normalisation_is_inside(network: keras.Model, maps: np.ndarray) -> None
 def test_keras_round_trip_is_exact(network: keras.Model, maps: np.ndarray, tmp_path: Path) -> None:
     detector.set_calibration(network, temperature=1.7, offset=0.4, threshold=0.31)
     path = tmp_path / "detector.keras"
-    network.save(path)
+    detector.save_detector(network, path)
     loaded = detector.load_detector(path)
     np.testing.assert_array_equal(network.predict(maps, verbose=0), loaded.predict(maps, verbose=0))
     assert detector.facts_of(loaded) == detector.facts_of(network)
     assert detector.facts_of(loaded)["threshold"] == 0.31
     assert detector.facts_of(loaded)["channels"] == list(CHANNELS)
     detector.set_calibration(network, temperature=1.0)
+
+
+def test_the_same_detector_gives_the_same_bytes(tmp_path: Path) -> None:
+    """Whatever the hour, and wherever it lies in memory."""
+    kept = []
+    for name in ("one.keras", "two.keras"):
+        keras.utils.clear_session()  # of the names that were given
+        keras.utils.set_random_seed(1)
+        built = detector.build_detector(configuration(), STATISTICS, facts={"length": 12})
+        kept.append(built)
+        detector.save_detector(built, tmp_path / name)
+    one, two = (tmp_path / name for name in ("one.keras", "two.keras"))
+    assert one.read_bytes() == two.read_bytes()
+    with zipfile.ZipFile(one) as archive:
+        assert b"date_saved" not in archive.read("metadata.json")
+        assert b"shared_object_id" in archive.read("config.json")
+        assert {entry.date_time[0] for entry in archive.infolist()} == {1980}
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["one.keras", "two.keras"]
 
 
 def test_calibration_acts_on_the_logit(network: keras.Model, maps: np.ndarray) -> None:

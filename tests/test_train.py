@@ -15,7 +15,7 @@ from medicane import model as detector
 from medicane.config import Config, make_config
 from medicane.errors import InputError
 from medicane.predict import predict
-from medicane.train import train_detector
+from medicane.train import remove_checkpoint, train_detector
 from medicane.train.members import training_batches, windows_per_block
 from tests.conftest import ROOT
 
@@ -139,7 +139,8 @@ def test_a_cut_training_goes_on_as_if_nothing_had_been(
     pd.testing.assert_frame_equal(again.history, whole.history)
     for a, b in zip(again.model.get_weights(), whole.model.get_weights(), strict=True):
         np.testing.assert_array_equal(a, b)
-    assert not checkpoint.exists()
+    remove_checkpoint(checkpoint)
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_checkpoint_of_another_recipe_is_not_resumed(

@@ -15,7 +15,7 @@ from medicane import model as detector
 from medicane.config import Config
 from medicane.errors import InputError
 from medicane.predict import predict
-from medicane.train import TrainedDetector, train_detector, training_facts
+from medicane.train import TrainedDetector, remove_checkpoint, train_detector, training_facts
 from medicane.train.calibration import training_features
 from medicane.train.members import scheduled_sampling, training_batches
 from medicane.train.progress import Progress
@@ -60,6 +60,7 @@ def trained_in_two_parts(
         train_detector(config, maps, checkpoint=checkpoint, on_epoch=on_epoch)
     again = train_detector(config, maps, checkpoint=checkpoint, on_epoch=on_epoch)
     resumed = seen[cut:]
+    remove_checkpoint(checkpoint)
     assert list(folder.iterdir()) == []
     return again, resumed
 

@@ -6,6 +6,7 @@ of the program. ``--debug`` shows the traceback.
 
 from __future__ import annotations
 
+import errno
 import logging
 import os
 import sys
@@ -31,6 +32,9 @@ app = App(
     version=__version__,
     suppress_keyboard_interrupt=False,  # told, and with a status of its own, in `_status`
 )
+
+#: Faults that are neither the user's nor the program's.
+_OF_THE_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO)
 
 ConfigFile = Annotated[Path, Parameter(name="--config")]
 
@@ -79,6 +83,8 @@ def _status(command: Callable[[], object], *, debug: bool) -> int:
     logging.getLogger("alembic").setLevel(logging.WARNING)
     # Its only message at this level is of retracing: a period's opening has a length of its own.
     logging.getLogger("tensorflow").setLevel(logging.ERROR)
+    # It logs the traceback of what it raises.
+    logging.getLogger("mlflow.store.db.utils").setLevel(logging.CRITICAL)
     # Of reads that were under way when one failed, which is told.
     logging.getLogger("asyncio").setLevel(logging.CRITICAL)
     try:
@@ -95,6 +101,12 @@ def _status(command: Callable[[], object], *, debug: bool) -> int:
         if isinstance(error, CycloptsError):
             sys.stderr.write(f"medicane: {' '.join(str(error).split())} (see --help)\n")
             return 2
+        if isinstance(error, OSError) and error.errno in _OF_THE_DISK:
+            where = "" if error.filename is None else f"{error.filename}: "
+            sys.stderr.write(
+                f"medicane: {where}{error.strerror}; what was committed stays, run again to go on\n"
+            )
+            return 1
         told = redacted((str(error).strip().splitlines() or [""])[0])
         sys.stderr.write(
             f"medicane: internal failure: {type(error).__name__}: {told} (--debug shows where)\n"

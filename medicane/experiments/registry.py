@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import importlib.metadata
 import re
+import shutil
 import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 import mlflow
 import numpy as np
@@ -17,10 +18,7 @@ from mlflow.exceptions import MlflowException
 from sqlalchemy.exc import SQLAlchemyError
 
 from medicane.errors import InputError
-from medicane.experiments.tracking import Run, first_line, point_at, run_name
-
-if TYPE_CHECKING:
-    import keras
+from medicane.experiments.tracking import Run, answering, first_line, point_at, run_name
 
 #: Name under which every detector is registered.
 REGISTERED_NAME = "medicane"
@@ -68,21 +66,44 @@ class RunFolder(NamedTuple):
     run_id: str | None
 
 
+@answering()
 def register_model(
-    run: Run, model: keras.Model, *, example: np.ndarray, tags: Mapping[str, str]
+    run: Run, detector: Path, *, example: np.ndarray, tags: Mapping[str, str]
 ) -> Registered:
     """In the open run, log the detector with signature and example; register it as challenger.
 
     The logged model is the ``.keras`` file with the code that loads it: no pickle, and it loads
-    where the package is not installed.
+    where the package is not installed. A run that was cut and taken up again registers one version.
 
     Parameters
     ----------
+    detector
+        The ``.keras`` file.
     example
         Maps ``(1, T, H, W, C)`` float32.
     tags
         Tags of the model version: label definition, data digest …
+
+    Raises
+    ------
+    TrackingError
+        If the registry does not answer.
     """
+    earlier = versions_of(run.run_id)
+    if earlier:
+        registered = max(earlier, key=lambda one: one.version)
+    else:
+        _log_model(detector, example)
+        (registered,) = versions_of(run.run_id)
+    version = str(registered.version)
+    client = mlflow.MlflowClient()
+    client.set_registered_model_alias(REGISTERED_NAME, CHALLENGER, version)
+    for key, value in tags.items():
+        client.set_model_version_tag(REGISTERED_NAME, version, key, value)
+    return registered
+
+
+def _log_model(detector: Path, example: np.ndarray) -> None:
     from mlflow.models import ModelSignature
     from mlflow.types import Schema, TensorSpec
 
@@ -94,8 +115,8 @@ def register_model(
     pinned = [f"{name}=={importlib.metadata.version(name)}" for name in _MODEL_REQUIREMENTS]
     with tempfile.TemporaryDirectory() as scratch:
         path = Path(scratch) / "detector.keras"
-        model.save(path)
-        logged = mlflow.pyfunc.log_model(
+        shutil.copyfile(detector, path)
+        mlflow.pyfunc.log_model(
             name="model",
             loader_module="medicane.experiments",
             data_path=str(path),
@@ -105,12 +126,6 @@ def register_model(
             pip_requirements=pinned,
             registered_model_name=REGISTERED_NAME,
         )
-    client = mlflow.MlflowClient()
-    version = int(logged.registered_model_version)
-    client.set_registered_model_alias(REGISTERED_NAME, CHALLENGER, str(version))
-    for key, value in tags.items():
-        client.set_model_version_tag(REGISTERED_NAME, str(version), key, value)
-    return Registered(REGISTERED_NAME, version, f"models:/{REGISTERED_NAME}/{version}", run.run_id)
 
 
 def model_file(uri: str, *, tracking: str | None = None) -> ModelFile:
@@ -268,6 +283,7 @@ def versions_of(run_id: str) -> list[Registered]:
     return [_registered(version) for version in found]
 
 
+@answering()
 def describe_version(model: Registered, text: str) -> None:
     """The text that the MLflow UI shows with a registered version, Markdown."""
     mlflow.MlflowClient().update_model_version(model.name, str(model.version), description=text)

@@ -9,14 +9,16 @@ import platform
 import subprocess
 import warnings
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import filelock
 import mlflow
 import numpy as np
 import pandas as pd
+import requests
 import yaml
 from mlflow.entities import Metric, Param
 from mlflow.exceptions import MlflowException
@@ -28,6 +30,25 @@ from medicane.errors import InputError, redacted
 
 _PARAMS_A_CALL = 100  # MLflow's limit for one batch
 _LONGEST_PARAM = 500
+#: How long another process may take to make a database.
+_DATABASE_SECONDS = 300
+
+
+class TrackingError(InputError):
+    """The tracking store does not answer, or does not take what it is given."""
+
+
+@contextmanager
+def answering() -> Iterator[None]:
+    """Whatever MLflow, its database or the way to its server raise, as a `TrackingError`."""
+    try:
+        yield
+    except (MlflowException, SQLAlchemyError, requests.RequestException) as error:
+        raise TrackingError(
+            f"tracking.uri: {mlflow.get_tracking_uri()}",
+            "the tracking store must answer",
+            found=first_line(error),
+        ) from error
 
 
 def tracking_uri(config: Config) -> str:
@@ -51,11 +72,12 @@ def use_tracking(uri: str, *, experiment: str) -> str:
 
     Raises
     ------
-    InputError
+    TrackingError
         If the tracking store cannot be reached.
     """
     point_at(uri)
-    try:
+    with answering():
+        _make_database(uri)
         found = mlflow.get_experiment_by_name(experiment)
         if found is not None:
             return str(found.experiment_id)
@@ -63,19 +85,45 @@ def use_tracking(uri: str, *, experiment: str) -> str:
         if uri.startswith("sqlite:///"):
             location = (Path(uri.removeprefix("sqlite:///")).parent / "mlartifacts").as_uri()
         return str(mlflow.create_experiment(experiment, artifact_location=location))
-    except (MlflowException, SQLAlchemyError) as error:
-        raise InputError(
-            f"tracking.uri: {uri}", "the tracking store must answer", found=first_line(error)
-        ) from error
+
+
+def _make_database(uri: str) -> None:
+    """Make a local database that is not there under another name first.
+
+    MLflow makes its tables one by one, and cannot go on where a kill has stopped that.
+    """
+    path = Path(uri.removeprefix("sqlite:///"))
+    if not uri.startswith("sqlite:///") or "?" in uri or path.exists():
+        return
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f".{path.name}.partial")
+    with filelock.FileLock(path.with_name(f".{path.name}.lock"), timeout=_DATABASE_SECONDS):
+        if path.exists():
+            return
+        try:
+            partial.unlink(missing_ok=True)
+            mlflow.MlflowClient(f"sqlite:///{partial}").search_experiments()
+            os.replace(partial, path)
+        finally:
+            partial.unlink(missing_ok=True)
 
 
 class Run:
-    """An open MLflow run; every call names its id, so that a worker thread logs to the same run."""
+    """An open MLflow run; every call names its id, so that a worker thread logs to the same run.
+
+    Every method raises `TrackingError` where the tracking store does not answer.
+    """
 
     def __init__(self, run_id: str) -> None:
         self.run_id = run_id
         self._client = mlflow.MlflowClient()
 
+    @answering()
+    def steps(self, metric: str) -> set[int]:
+        """The steps for which the run has a metric."""
+        return {one.step for one in self._client.get_metric_history(self.run_id, metric)}
+
+    @answering()
     def log_metrics(self, values: Mapping[str, float], *, step: int = 0) -> None:
         """Log finite values in one call."""
         now = int(pd.Timestamp.now("UTC").timestamp() * 1000)
@@ -87,6 +135,7 @@ class Run:
         if metrics:
             self._client.log_batch(self.run_id, metrics=metrics, synchronous=True)
 
+    @answering()
     def log_params(self, values: Mapping[str, Any]) -> None:
         """Log parameters; a long value is cut here and whole in the configuration artifact."""
         told = {name: redacted(str(value)) for name, value in values.items()}
@@ -94,15 +143,18 @@ class Run:
         for start in range(0, len(params), _PARAMS_A_CALL):
             self._client.log_batch(self.run_id, params=params[start : start + _PARAMS_A_CALL])
 
+    @answering()
     def set_tags(self, values: Mapping[str, Any]) -> None:
         """Tag the run."""
         for name, value in values.items():
             self._client.set_tag(self.run_id, name, value)
 
+    @answering()
     def log_text(self, text: str, name: str) -> None:
         """Log a text artifact."""
         self._client.log_text(self.run_id, redacted(text), name)
 
+    @answering()
     def log_file(self, path: Path, *, folder: str | None = None) -> None:
         """Log a file, or all files of a folder, as artifacts."""
         if path.is_dir():
@@ -144,22 +196,35 @@ def training_run(
         An open run that this one is a part of: the MLflow UI shows it nested.
     resume
         The id of a run that is taken up again instead of a new one.
+
+    Raises
+    ------
+    TrackingError
+        If the tracking store does not answer, at the beginning or at the end.
     """
     experiment = use_tracking(tracking_uri(config), experiment=config.tracking.experiment)
-    with mlflow.start_run(
-        run_id=resume,
-        experiment_id=experiment,
-        run_name=name,
-        nested=parent is not None,
-        parent_run_id=None if parent is None else parent.run_id,
-    ) as active:
+    with answering():
+        active = mlflow.start_run(
+            run_id=resume,
+            experiment_id=experiment,
+            run_name=name,
+            nested=parent is not None,
+            parent_run_id=None if parent is None else parent.run_id,
+            tags={**_provenance(), **(tags or {})},  # at once: a cut run is found by its tags
+        )
+    try:
         run = Run(active.info.run_id)
-        run.set_tags({**_provenance(), **(tags or {})})
         values = config.model_dump(mode="json")
         run.log_text(yaml.safe_dump(values, sort_keys=False), "config.yaml")
         run.log_text(_environment(), "environment.txt")
         run.log_params(_flat(values))
         yield run
+    except BaseException:
+        with suppress(TrackingError), answering():  # of two faults, the first is worth telling
+            mlflow.end_run("FAILED")
+        raise
+    with answering():
+        mlflow.end_run()
 
 
 def reopened_run(run_id: str) -> Run:
@@ -172,6 +237,15 @@ def run_name(run_id: str) -> str:
     return mlflow.MlflowClient().get_run(run_id).info.run_name or run_id
 
 
+def cut_run(config: Config, *, tags: Mapping[str, str]) -> FoundRun | None:
+    """A run with these tags that was not brought to its end: killed, or failed; None if all were.
+
+    The caller knows that it is not alive.
+    """
+    found = find_runs(config, tags=tags)
+    return next((run for run in found if run.status != "FINISHED"), None)
+
+
 def end_cut_runs(config: Config, *, tags: Mapping[str, str]) -> list[str]:
     """Say of runs that a kill has left open that they were killed; their ids.
 
@@ -181,8 +255,9 @@ def end_cut_runs(config: Config, *, tags: Mapping[str, str]) -> list[str]:
         Which ones, as for `find_runs`. The caller knows that none of them is alive.
     """
     cut = [run.run_id for run in find_runs(config, tags=tags) if run.status == "RUNNING"]
-    for run_id in cut:
-        mlflow.MlflowClient().set_terminated(run_id, "KILLED")
+    with answering():
+        for run_id in cut:
+            mlflow.MlflowClient().set_terminated(run_id, "KILLED")
     return cut
 
 
@@ -205,14 +280,16 @@ def find_runs(
     found: list[FoundRun] = []
     page = None
     while True:
-        runs = mlflow.MlflowClient().search_runs(
-            [experiment],
-            filter_string=" and ".join(
-                f"tags.`{key}` = '{_quoted(value)}'" for key, value in wanted.items()
-            ),
-            order_by=["attributes.start_time DESC"],
-            page_token=page,
+        filter_string = " and ".join(
+            f"tags.`{key}` = '{_quoted(value)}'" for key, value in wanted.items()
         )
+        with answering():
+            runs = mlflow.MlflowClient().search_runs(
+                [experiment],
+                filter_string=filter_string,
+                order_by=["attributes.start_time DESC"],
+                page_token=page,
+            )
         found += [
             FoundRun(
                 run_id=run.info.run_id,
@@ -235,6 +312,7 @@ def _quoted(value: str) -> str:
     return value
 
 
+@answering()
 def log_dataset(*, store: str, digest: str, times: pd.DatetimeIndex, labels: np.ndarray) -> None:
     """Log the map store as the dataset of the open run: its digest, and the labels trained on."""
     frame = pd.DataFrame({"time": times.astype(str), "medicane": labels.astype(float)})
@@ -251,7 +329,8 @@ def run_page(run_id: str, *, uri: str) -> str | None:
     """The address of a run in the MLflow UI; none where tracking is a local database."""
     if not uri.startswith("http"):
         return None
-    found = mlflow.MlflowClient(tracking_uri=uri).get_run(run_id)
+    with answering():
+        found = mlflow.MlflowClient(tracking_uri=uri).get_run(run_id)
     return f"{uri.rstrip('/')}/#/experiments/{found.info.experiment_id}/runs/{run_id}"
 
 

@@ -46,6 +46,7 @@ from medicane.model.parts import (
     load_detector,
     longest_sequence,
     looks_ahead,
+    save_detector,
     set_calibration,
     temporal_reach,
 )
@@ -72,6 +73,7 @@ __all__ = [
     "longest_sequence",
     "looks_ahead",
     "reconstruction_error",
+    "save_detector",
     "set_calibration",
     "sliding",
     "smallest_grid",

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import json
+import os
+import tempfile
+import zipfile
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -109,6 +113,46 @@ def set_calibration(
     facts["prior_offset"] = float(offset)
     if threshold is not None:
         facts["threshold"] = float(threshold)
+
+
+def save_detector(model: keras.Model, path: Path) -> None:
+    """Save as a ``.keras`` file, whole or not at all; the same detector gives the same bytes.
+
+    Keras writes the hour and addresses in memory into the file. Without them the digest of the file
+    (the attribute ``model_digest`` of detections) is that of a training that was not cut.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f".{path.name}.partial")
+    try:
+        with tempfile.TemporaryDirectory() as scratch:
+            model.save(Path(scratch) / path.name)
+            with (
+                zipfile.ZipFile(Path(scratch) / path.name) as saved,
+                zipfile.ZipFile(partial, "w") as written,
+            ):
+                for name in saved.namelist():
+                    content = saved.read(name)
+                    if name.endswith(".json"):
+                        content = _timeless(content)
+                    written.writestr(zipfile.ZipInfo(name), content)  # of 1980, as without a date
+        os.replace(partial, path)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def _timeless(document: bytes) -> bytes:
+    """The JSON of a Keras archive with objects numbered as they come, and without the hour."""
+    numbers: dict[int, int] = {}
+
+    def numbered(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        found = dict(pairs)
+        found.pop("date_saved", None)
+        shared = found.get("shared_object_id")
+        if shared is not None:
+            found["shared_object_id"] = numbers.setdefault(shared, len(numbers))
+        return found
+
+    return json.dumps(json.loads(document, object_pairs_hook=numbered)).encode()
 
 
 def load_detector(path: str | Path) -> keras.Model:

@@ -154,7 +154,7 @@ def _fold(
     """The forecast of a fold's test split, and whether it had to be trained for it."""
     from medicane import evaluate as verification
     from medicane import experiments
-    from medicane.train import train_detector
+    from medicane.train import remove_checkpoint, train_detector
 
     mine = config.model_copy(update={"splits": fold.splits})
     recipe = [getattr(mine, part).model_dump(mode="json") for part in (*_RECIPE, "splits")]
@@ -194,6 +194,7 @@ def _fold(
             scored, attributes={**scored.attributes, "key": key, "run_id": run.run_id}
         )
         verification.write_forecasts(path, scored)
+        remove_checkpoint(checkpoint)
         run.log_file(path, folder="evaluation/test")
     return verification.read_forecasts(path), True
 

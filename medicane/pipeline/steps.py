@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
+import logging
+import platform
 from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -10,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 
-from medicane import names
+from medicane import __version__, names
 from medicane.config import Config, Label, Sea
 from medicane.errors import InputError
 from medicane.pipeline.cards import MODEL_CARD, card_text
@@ -23,6 +26,8 @@ if TYPE_CHECKING:
     from medicane.normalise import Statistics
     from medicane.store import Revision
     from medicane.train import TrainedDetector
+
+LOG = logging.getLogger(__name__)
 
 
 def synthesise(
@@ -88,6 +93,10 @@ def train(
 ) -> Trained:
     """Train on the map store, track the run in MLflow, register the model as ``challenger``.
 
+    Run again after a cut, it goes on after the last whole epoch, in the same MLflow run. Where the
+    tracking store is lost on the way, the training goes on, the detector is kept in
+    ``training.keras`` beside the checkpoint, and run again it is registered without being trained.
+
     Of several workers (``train.workers``) this is worker 0; the others call `train_along`.
 
     Parameters
@@ -104,80 +113,130 @@ def train(
     Raises
     ------
     InputError
-        If there is no map store, its splits hold no medicane, tracking does not answer, or the
-        workers are not those of ``TF_CONFIG``.
+        If there is no map store, its splits hold no medicane, another process is training here,
+        tracking does not answer, or the workers are not those of ``TF_CONFIG``.
     WorkerLostError
         If another worker ended or did not come.
     """
     from medicane import experiments
     from medicane.store import open_store
-    from medicane.train import join, train_detector
+    from medicane.store.commits import sole_writer
+    from medicane.train import join, remove_checkpoint
 
     store = open_store(config.data.store)
     team = join(config.train.workers)
     if not team.first:
         law = "worker 0 alone registers the model; start the others with 'medicane train'"
         raise InputError("train.workers", law, found=f"worker {team.rank}")
-    digest = str(store.attrs["content_digest"])
     if checkpoint is None:
         checkpoint = Path(config.data.store).resolve().parent / "training.checkpoint.npz"
+    kept = checkpoint.with_name("training.keras")
     tags = {
         **(tags or {}),
-        "data_digest": digest,
+        "data_digest": str(store.attrs["content_digest"]),
         "label_version": config.label.version,
         "idealised_sea": str(bool(store.attrs.get("idealised", 0))).lower(),
     }
-    with experiments.training_run(
-        config, name=name or f"{config.model.encoder}-{config.model.rnn}", tags=tags
-    ) as run:
-        logged = set()
+    name = name or f"{config.model.encoder}-{config.model.rnn}"
+    with sole_writer(checkpoint, law="one process at a time trains on a store"):
+        training = {**tags, "training": _training_id(config, tags, name, checkpoint)}
+        cut = experiments.cut_run(config, tags={"training": training["training"]})
+        kept.unlink(missing_ok=True)  # the checkpoint has all of it
+        try:
+            with experiments.training_run(
+                config, name=name, tags=training, resume=None if cut is None else cut.run_id
+            ) as run:
+                trained = _train_in(
+                    run, config, store, tags,
+                    kept=kept, checkpoint=checkpoint, statistics=statistics, progress=progress,
+                )  # fmt: skip
+                remove_checkpoint(checkpoint)
+                team.total(0)  # the others leave when the model is registered
+        except experiments.TrackingError as error:
+            if not kept.exists():
+                raise
+            raise InputError(
+                f"{error}; the trained detector is in {kept}",
+                "run again when the tracking store answers: it is registered, not trained again",
+            ) from error
+        kept.unlink(missing_ok=True)
+    return trained
 
-        def follow(epoch: int, scores: Any) -> None:
+
+def _training_id(config: Config, tags: Mapping[str, str], name: str, checkpoint: Path) -> str:
+    """What a run must agree on to be taken up again: what is trained on which data, and where."""
+    told = [config.model_dump(mode="json"), dict(tags), name, __version__]
+    where = [platform.node(), str(checkpoint.resolve())]
+    return hashlib.sha256(json.dumps([told, where], sort_keys=True).encode()).hexdigest()[:32]
+
+
+def _train_in(
+    run: Run,
+    config: Config,
+    store: xr.Dataset,
+    tags: Mapping[str, str],
+    *,
+    kept: Path,
+    checkpoint: Path,
+    statistics: Statistics | None,
+    progress: Progress | None,
+) -> Trained:
+    """Train in an open run; keep the detector in a file, log it, and register it."""
+    from medicane import experiments
+    from medicane import model as detector
+    from medicane.train import train_detector
+
+    logged = run.steps("loss")
+
+    def follow(epoch: int, scores: Any) -> None:
+        try:
             run.log_metrics(scores, step=epoch)
             logged.add(epoch)
-            if progress is not None:
-                progress(epoch, config.train.epochs * config.train.ensemble)
+        except experiments.TrackingError as error:
+            LOG.warning("epoch %d is not logged yet, the training goes on: %s", epoch, error)
+        if progress is not None:
+            progress(epoch, config.train.epochs * config.train.ensemble)
 
-        trained = train_detector(
-            config, store, statistics=statistics, checkpoint=checkpoint, on_epoch=follow
-        )
-        best = log_training(run, config, store, trained, logged=logged)
-        chosen = trained.splits["train"]
-        first = np.flatnonzero(chosen)[: config.sequences.length]
-        example = (
-            store["maps"]
-            .isel({names.TIME: first})
-            .transpose(names.TIME, names.LATITUDE, names.LONGITUDE, names.CHANNEL)
-        )
-        registered = experiments.register_model(
-            run,
-            trained.model,
-            example=example.values[None],
-            tags={
-                **tags,
-                "label_definition": config.label.model_dump_json(),
-                "threshold": str(trained.threshold),
-            },
-        )
-        card = card_text(config, store, trained.model, trained.splits, model=registered)
-        run.log_text(card, MODEL_CARD)
-        experiments.describe_version(registered, card)
-        team.total(0)  # the others leave when the model is registered
-        uri = experiments.tracking_uri(config)
-        return Trained(
-            run_id=run.run_id,
-            model_uri=registered.uri,
-            tracking_uri=uri,
-            run_page=experiments.run_page(run.run_id, uri=uri),
-            best_epoch=trained.best_epoch,
-            n_epochs=len(trained.history),
-            val_auc_pr=best,
-            threshold=trained.threshold,
-            temperature=trained.temperature,
-            seconds=trained.seconds,
-            core_minutes=trained.core_minutes,
-            n_parameters=trained.n_parameters,
-        )
+    trained = train_detector(
+        config, store, statistics=statistics, checkpoint=checkpoint, on_epoch=follow
+    )
+    detector.save_detector(trained.model, kept)
+    best = log_training(run, config, store, trained, logged=logged)
+    chosen = trained.splits["train"]
+    first = np.flatnonzero(chosen)[: config.sequences.length]
+    example = (
+        store["maps"]
+        .isel({names.TIME: first})
+        .transpose(names.TIME, names.LATITUDE, names.LONGITUDE, names.CHANNEL)
+    )
+    registered = experiments.register_model(
+        run,
+        kept,
+        example=example.values[None],
+        tags={
+            **tags,
+            "label_definition": config.label.model_dump_json(),
+            "threshold": str(trained.threshold),
+        },
+    )
+    card = card_text(config, store, trained.model, trained.splits, model=registered)
+    run.log_text(card, MODEL_CARD)
+    experiments.describe_version(registered, card)
+    uri = experiments.tracking_uri(config)
+    return Trained(
+        run_id=run.run_id,
+        model_uri=registered.uri,
+        tracking_uri=uri,
+        run_page=experiments.run_page(run.run_id, uri=uri),
+        best_epoch=trained.best_epoch,
+        n_epochs=len(trained.history),
+        val_auc_pr=best,
+        threshold=trained.threshold,
+        temperature=trained.temperature,
+        seconds=trained.seconds,
+        core_minutes=trained.core_minutes,
+        n_parameters=trained.n_parameters,
+    )
 
 
 def worker_number(config: Config) -> int:

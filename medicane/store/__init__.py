@@ -179,7 +179,7 @@ def _write(
     compute: Compute,
 ) -> StoreSummary:
     recipe = recipe_of(config, source.maps, source.levels)
-    group = CommittedGroup.open(path)
+    group = CommittedGroup.open(path, accept=lambda found: check_recipe(path, found, recipe))
     new = np.arange(source.times.size)
     relabelled, n_again = False, 0
     channels = describe(config.data.channels)
@@ -196,7 +196,6 @@ def _write(
         old = np.zeros(0, "datetime64[ns]")
         chain, last = first_digest(recipe, list(packings.values())), None
     else:
-        check_recipe(path, group, recipe)
         packings = {c["name"]: packing_of(group.attributes_of(c["name"])) for c in channels}
         chain, last = group.attributes["maps_digest"], lows_from_json(group.attributes["last_lows"])
         if revision is not None:

@@ -87,7 +87,7 @@ class ChunkFiles:
                 path.parent.mkdir(parents=True, exist_ok=True)
             file = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
             try:
-                os.pwrite(file, values[first:last].data, offset)
+                _write_whole(file, values[first:last], offset)
                 if os.fstat(file).st_size < self.chunk * self._row:  # Zarr wants it whole
                     os.ftruncate(file, self.chunk * self._row)
             finally:
@@ -100,3 +100,11 @@ class ChunkFiles:
             first, last = max(start, begin), min(stop, begin + self.chunk)
             key = self._separator.join(["c", str(chunk), *("0" for _ in self.shape)])
             yield self._folder / key, first - start, last - start, (first - begin) * self._row
+
+
+def _write_whole(file: int, values: NDArray[Any], offset: int) -> None:
+    """Write all bytes, or raise: a disk that is about to be full takes some of them in silence."""
+    left = values.data.cast("B")
+    while left:
+        written = os.pwrite(file, left, offset)
+        left, offset = left[written:], offset + written

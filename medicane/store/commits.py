@@ -159,8 +159,16 @@ class CommittedGroup:
         return self._end
 
     @classmethod
-    def open(cls, path: Path) -> CommittedGroup | None:
-        """The group at `path`, or None if there is none; what a killed writer left is cleared."""
+    def open(
+        cls, path: Path, *, accept: Callable[[CommittedGroup], None] | None = None
+    ) -> CommittedGroup | None:
+        """The group at `path`, or None if there is none; what a killed writer left is cleared.
+
+        Parameters
+        ----------
+        accept
+            Raises where the group is not the caller's to write, before anything in it is touched.
+        """
         shutil.rmtree(_unborn(path), ignore_errors=True)
         if not path.exists() or (path.is_dir() and not any(path.iterdir())):
             return None
@@ -171,6 +179,8 @@ class CommittedGroup:
             raise InputError(
                 path, "must be a map store, or not exist", found="something else of that name"
             ) from None
+        if accept is not None:
+            accept(group)
         for litter in path.rglob("*.partial"):
             litter.unlink()
         for name, committed in group._metadata.items():

@@ -13,7 +13,12 @@ ends with the same weights.
 """
 
 from medicane.train.progress import OnEpoch
-from medicane.train.training import TrainedDetector, train_detector, training_facts
+from medicane.train.training import (
+    TrainedDetector,
+    remove_checkpoint,
+    train_detector,
+    training_facts,
+)
 from medicane.train.workers import WorkerLostError, join
 
 __all__ = [
@@ -21,6 +26,7 @@ __all__ = [
     "TrainedDetector",
     "WorkerLostError",
     "join",
+    "remove_checkpoint",
     "train_detector",
     "training_facts",
 ]

@@ -201,9 +201,12 @@ class Progress(keras.callbacks.Callback):
         arrays = {f"state_{i}": np.asarray(v) for i, v in enumerate(self._state(self.model))}
         arrays |= {f"best_{i}": w for i, w in enumerate(self.best_weights or [])}
         temporary = path.with_suffix(".partial")
-        with temporary.open("wb") as file:
-            np.savez(file, progress=np.array(json.dumps(progress)), **arrays)  # type: ignore[arg-type]
-        os.replace(temporary, path)
+        try:
+            with temporary.open("wb") as file:
+                np.savez(file, progress=np.array(json.dumps(progress)), **arrays)  # type: ignore[arg-type]
+            os.replace(temporary, path)
+        finally:
+            temporary.unlink(missing_ok=True)
 
     def resume(self, fitted: keras.Model) -> None:
         """Take up a checkpoint of the same recipe and data, if there is one.

@@ -90,9 +90,9 @@ def train_detector(
     statistics
         Those of the training split, where they are known already; by default a pass over its maps.
     checkpoint
-        A file for the state of the training, kept after each epoch and removed at the end; each
-        member of an ensemble has one beside it. A state of another recipe or other data is ignored,
-        and said so. A member that is finished is not trained again.
+        A file for the state of the training, kept after each epoch; each member of an ensemble has
+        one beside it. A state of another recipe or other data is ignored, and said so. A member
+        that is finished is not trained again. Whoever has kept the model may `remove_checkpoint`.
     on_epoch
         Called after each epoch with ``loss``, ``val_loss``, ``val_auc_pr``, ``learning_rate``; the
         epochs of the members of an ensemble are counted on.
@@ -123,11 +123,9 @@ def train_detector(
         statistics = training_statistics(store["maps"], splits["train"])
     facts = training_facts(config, store)
     members: list[Member] = []
-    files: list[Path | None] = []
     history: list[dict[str, float]] = []
     cpu_members = time.process_time()
     for number in range(1, config.train.ensemble + 1):
-        file = _member_file(checkpoint, number)
         before = len(history)
         member = fit_member(
             _member_config(config, number),
@@ -135,13 +133,12 @@ def train_detector(
             splits,
             statistics,
             facts=facts,
-            checkpoint=file,
+            checkpoint=_member_file(checkpoint, number),
             on_epoch=None if on_epoch is None else _counted_on(on_epoch, before),
         )
         named = {"member": number} if config.train.ensemble > 1 else {}
         history += [{**row, "epoch": row["epoch"] + before, **named} for row in member.rows]
         members.append(member)
-        files.append(file)
     cpu_members = time.process_time() - cpu_members
     model = _joined(members, facts)
     threshold, temperature, notes = calibrate(
@@ -153,9 +150,6 @@ def train_detector(
     )
     if config.model.out_of_domain:
         learn_domain(config, model, store, splits["train"])
-    for file in files:
-        if file is not None:
-            file.unlink(missing_ok=True)
     # Members count their own, resumed parts included; the rest is this process's.
     around = time.process_time() - cpu_started - cpu_members
     table = pd.DataFrame(history)
@@ -193,6 +187,13 @@ def training_facts(config: Config, store: xr.Dataset) -> dict[str, Any]:
         "idealised": bool(store.attrs.get("idealised", 0)),
         "seed": config.train.seed,
     }
+
+
+def remove_checkpoint(checkpoint: Path) -> None:
+    """Remove what `train_detector` has kept, of all members."""
+    checkpoint.unlink(missing_ok=True)
+    for file in checkpoint.parent.glob(f"{checkpoint.stem}.member*{checkpoint.suffix}"):
+        file.unlink()
 
 
 def _check_store(config: Config, store: xr.Dataset) -> None:
