@@ -86,6 +86,6 @@ __all__ = [
     "tracking_uri",
     "train",
     "train_along",
-    "worker_number",
     "watch",
+    "worker_number",
 ]
