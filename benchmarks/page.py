@@ -85,7 +85,7 @@ def _table(claims: list[dict[str, Any]]) -> str:
         asked, met = claim["target"], ""
         if asked is not None and reached is not None:
             # Of memory and of time less is better; of all else more is.
-            less = unit in ("MiB", "ms", "s") and claim["ratio"] is None
+            less = unit in ("MB", "MiB", "ms", "s") and claim["ratio"] is None
             met = "yes" if (reached <= asked if less else reached >= asked) else "**no**"
         spread = "" if claim["low"] is None else f" [{claim['low']:.3g}, {claim['high']:.3g}]"
         times = "" if claim["ratio"] is None else f"{claim['ratio']:.3g} ×{spread}"

@@ -11,7 +11,7 @@ files themselves with dask.
 
 from __future__ import annotations
 
-import shutil
+import itertools
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -43,9 +43,11 @@ def measure(small: bool) -> Iterator[Claim]:
         megabytes = sum(file.stat().st_size for file in files) / 1e6
         about = f"{sizes}, 6-hourly, {months} months, 10 fields, {megabytes:.0f} MB packed"
 
+        stores = itertools.count()
+
         def preparing(**data: object) -> float:
-            store = folder / "maps.zarr"
-            shutil.rmtree(store, ignore_errors=True)
+            # A folder of its own each time: removing the last one is no part of preparing.
+            store = folder / f"maps-{next(stores)}.zarr"
             return write_store(config(folder, store, **data)).n_maps
 
         yield side_by_side(
@@ -59,7 +61,7 @@ def measure(small: bool) -> Iterator[Claim]:
             note=about + "; default channels, lows and their phase space",
         )
         preparing(channels=list(CHANNELS))
-        maps = open_store(folder / "maps.zarr")["maps"]
+        maps = open_store(folder / f"maps-{next(stores) - 1}.zarr")["maps"]
 
         def from_the_store() -> float:
             return training_statistics(maps, np.ones(maps.sizes["time"], bool)).n_maps

@@ -1,15 +1,18 @@
 """Serve the deployments of ``config/deployments.yaml``: ``python -m flows.serve [FILE]``.
 
 One process that registers each deployment with the Prefect server of the profile (or of
-``PREFECT_API_URL``) and runs what its schedule, or a person, starts.
+``PREFECT_API_URL``) and runs what its schedule, or a person, starts. With ``--pool NAME`` they are
+registered in a work pool instead, for the workers of a team to run.
 """
 
 import importlib
 import inspect
+import re
 import zoneinfo
 from pathlib import Path
 from typing import Any, Literal
 
+import docstring_parser
 from cyclopts import App
 from pydantic import Field, TypeAdapter, ValidationError, field_validator
 
@@ -97,9 +100,11 @@ def deployments_of(path: Path) -> list[Any]:
         flow = getattr(importlib.import_module(f"flows.{module}"), wanted.flow)
         _check_parameters(flow, wanted, path=path)
         schedules = [Cron(wanted.cron, timezone=wanted.timezone)] if wanted.cron else []
+        flow, summary = _described(flow)
         ready.append(
             flow.to_deployment(
                 name=wanted.name,
+                description=summary,
                 schedules=schedules,
                 parameters=dict(wanted.parameters),
                 # Found by import, so that it does not matter where the server is started.
@@ -107,6 +112,19 @@ def deployments_of(path: Path) -> list[Any]:
             )
         )
     return ready
+
+
+def _described(flow: Any) -> tuple[Any, str]:
+    """The flow with its parameters told as Prefect reads them, for its form; and what it does.
+
+    Prefect finds descriptions in docstrings of Google's style alone.
+    """
+    told = docstring_parser.parse(
+        inspect.getdoc(flow) or "", docstring_parser.DocstringStyle.NUMPYDOC
+    )
+    described = flow.with_options()
+    described.__doc__ = docstring_parser.compose(told, docstring_parser.DocstringStyle.GOOGLE)
+    return described, told.short_description or ""
 
 
 def _check_parameters(flow: Any, wanted: Deployment, *, path: Path) -> None:
@@ -128,24 +146,63 @@ def _check_parameters(flow: Any, wanted: Deployment, *, path: Path) -> None:
             raise InputError(f"{where}.{name}", f"the flow {wanted.flow} requires it")
 
 
-def main(file: Path = RECIPES / "deployments.yaml") -> None:
+def main(file: Path = RECIPES / "deployments.yaml", *, pool: str | None = None) -> None:
     """Serve until interrupted; schedules go on when it is started again.
 
     Parameters
     ----------
     file
         The deployments, a YAML file.
+    pool
+        Register them in this process work pool, made if it is not there, and end. What runs them is
+        `prefect worker start --pool NAME --type process`; their paths are relative to the folder in
+        which they were registered.
 
     Raises
     ------
     InputError
-        If the file is not understood, or no Prefect server answers.
+        If the file is not understood, no Prefect server answers, or the pool is of another type.
     """
     from prefect import serve
 
     ready = deployments_of(file)
     _check_server()
-    serve(*ready, pause_on_shutdown=False)
+    if pool is None:
+        serve(*ready, pause_on_shutdown=False)
+        return
+    _make_pool(pool)
+    for deployment in ready:
+        # Without it a worker would run each in an empty folder of its own.
+        deployment.job_variables = {"working_dir": str(Path.cwd())}
+        deployment.apply(work_pool_name=pool)
+        print(f"{deployment.full_name} runs in {Path.cwd()} on workers of the pool {pool}")
+
+
+def _make_pool(name: str) -> None:
+    """A process work pool of this name, made if it is not there."""
+    where = f"--pool {name}"
+    if not re.fullmatch(r"(?!prefect)[^/%&<>]+", name, re.IGNORECASE):
+        law = "the name of a pool must not start with prefect, nor hold any of / % & < >"
+        raise InputError(where, law)
+
+    from prefect.client.orchestration import get_client
+    from prefect.client.schemas.actions import WorkPoolCreate
+    from prefect.exceptions import ObjectNotFound
+    from prefect.workers.process import ProcessWorker
+
+    with get_client(sync_client=True) as client:
+        try:
+            found = client.read_work_pool(name)
+        except ObjectNotFound:
+            template = ProcessWorker.get_default_base_job_template()
+            client.create_work_pool(
+                WorkPoolCreate(name=name, type="process", base_job_template=template)
+            )
+            return
+    if found.type != "process":
+        raise InputError(
+            f"--pool {name}", "the work pool must be of type process", found=found.type
+        )
 
 
 def _check_server() -> None:

@@ -9,12 +9,14 @@ from __future__ import annotations
 
 import ast
 import difflib
+import itertools
 import json
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import dask.array as da
 import numpy as np
 import xarray as xr
 from numpy.typing import NDArray
@@ -317,18 +319,25 @@ def derive(
                     out[part, i] = _value(tree, held, grid, where=name)
         return out
 
-    space = [names.LATITUDE, names.LONGITUDE]
-    maps: xr.DataArray = xr.apply_ufunc(
-        stacked,
-        *fields.values(),
-        input_core_dims=[space] * len(fields),
-        output_core_dims=[[names.CHANNEL, *space]],
-        dask="parallelized",
-        output_dtypes=[np.float32],
-        dask_gufunc_kwargs={"output_sizes": {names.CHANNEL: len(formulas)}},
-        join="exact",
-    )
-    maps = maps.transpose(names.TIME, names.CHANNEL, *space)
+    held = xr.align(*fields.values(), join="exact", copy=False)
+    space = (names.LATITUDE, names.LONGITUDE)
+    dims = (names.TIME, names.CHANNEL, *space)
+    ordered = [field.transpose(..., *space) for field in held]
+    coords = {n: c for field in held for n, c in field.coords.items() if n in dims}
+    if any(field.chunks for field in held):
+        # As `xr.apply_ufunc` would, but that copies each block that it is given.
+        blocks = itertools.chain(*((field.data, field.dims) for field in ordered))
+        data = da.blockwise(
+            stacked,
+            dims,
+            *blocks,
+            new_axes={names.CHANNEL: len(formulas)},
+            dtype=np.float32,
+            meta=np.empty((0,) * 4, np.float32),
+        )
+    else:
+        data = stacked(*(field.data for field in ordered))
+    maps = xr.DataArray(data, coords, dims)
     maps = maps.assign_coords({names.CHANNEL: np.array(list(formulas), dtype=object)})
     maps.name = "maps"
     maps.attrs = {"long_name": "channels of the maps", "channels": json.dumps(described)}

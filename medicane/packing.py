@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
+import weakref
+from collections import deque
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import xarray as xr
@@ -22,6 +27,15 @@ MISSING = -32_768
 MARGIN = 8
 #: Offsets are multiples of this many steps, so that samples of one record mostly agree on one.
 COARSE = 4_096
+
+#: Maps unpacked together.
+FEW = 4
+#: Bytes of an array whose memory is used again: less is not worth it, more is too much to keep.
+WORTH_KEEPING = (2**20, 2**27)
+#: Pieces of memory that are kept while nobody uses them, at most.
+SPARE = 4
+#: Arrays begin at multiples of so many bytes: TensorFlow then takes them over without a copy.
+ALIGNED = 64
 
 
 @dataclass(frozen=True)
@@ -84,12 +98,83 @@ class Packing:
         steps *= 1 / self.scale
         return np.rint(steps, out=steps).astype(np.int16)
 
-    def unpack(
-        self, packed: NDArray[np.int16], out: NDArray[np.float32] | None = None
-    ) -> NDArray[np.float32]:
-        """The values, any shape, written into `out` if it is given."""
+    def unpack(self, packed: NDArray[np.int16]) -> NDArray[np.float32]:
+        """The values, any shape."""
         values = np.multiply(packed, np.float32(self.scale), dtype=np.float32)
-        return np.add(values, np.float32(self.offset), out=values if out is None else out)
+        return np.add(values, np.float32(self.offset), out=values)
+
+
+def unpack_channels_last(
+    channels: Sequence[NDArray[np.int16]],
+    packings: Sequence[Packing],
+    out: NDArray[np.float32],
+) -> None:
+    """Unpack maps of several channels into one array, a few maps at a time.
+
+    The integers are put in their places first, which are half as many bytes to move about, and
+    what is done to them stays in the processor's cache.
+
+    Parameters
+    ----------
+    channels
+        (map, latitude, longitude) of each.
+    packings
+        Of each.
+    out
+        (map, latitude, longitude, channel), contiguous: where the values go.
+    """
+    n, *cells, _ = out.shape
+    scale, offset = (
+        np.tile(np.array(values, np.float32), math.prod(cells))
+        for values in zip(*((packing.scale, packing.offset) for packing in packings), strict=True)
+    )
+    placed = np.empty((FEW, *out.shape[1:]), np.int16)
+    for start in range(0, n, FEW):
+        part = slice(start, min(start + FEW, n))
+        integers = placed[: part.stop - start]
+        for i, channel in enumerate(channels):
+            integers[..., i] = channel[part]
+        values = out[part].reshape(len(integers), -1)
+        values[:] = integers.reshape(values.shape)
+        np.multiply(values, scale, out=values)
+        np.add(values, offset, out=values)
+
+
+class Reused:
+    """Memory for maps, given out again once no array refers to it any more.
+
+    Tens of megabytes fresh from the system cost several times what filling them costs, for it
+    finds and clears them page by page. Who reads or hands out maps again and again keeps theirs.
+    """
+
+    def __init__(self) -> None:
+        # Only what is done in one step without a lock: an array may be let go anywhere, even here.
+        self._free: deque[NDArray[np.uint8]] = deque(maxlen=SPARE)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Reused, ()  # memory stays where it is
+
+    def empty(self, shape: tuple[int, ...]) -> NDArray[np.float32]:
+        """An array of any values; it and what is cut from it may be kept as long as one likes."""
+        size = 4 * math.prod(shape)
+        if not WORTH_KEEPING[0] <= size <= WORTH_KEEPING[1]:
+            return np.empty(shape, np.float32)
+        piece = self._piece(size + ALIGNED)
+        begin = -piece.ctypes.data % ALIGNED
+        # Views of this array refer to it and not to the piece, since what it was made of is no
+        # array. So it lives as long as the last of them.
+        flat = np.frombuffer(piece.data[begin : begin + size], np.float32)
+        weakref.finalize(flat, self._free.append, piece).atexit = False
+        return flat.reshape(shape)
+
+    def _piece(self, size: int) -> NDArray[np.uint8]:
+        with contextlib.suppress(IndexError):  # another thread took the last one
+            for _ in range(len(self._free)):
+                piece = self._free.popleft()
+                if size <= piece.size <= 1.25 * size:
+                    return piece
+                self._free.append(piece)
+        return np.empty(size, np.uint8)
 
 
 def read_block(maps: xr.DataArray, start: int, stop: int) -> NDArray[np.float32]:

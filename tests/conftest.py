@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import gc
 import os
+import pickle
+from collections.abc import Generator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -17,11 +20,32 @@ os.environ.pop("MLFLOW_TRACKING_URI", None)
 os.environ.pop("PREFECT_API_URL", None)
 
 import pytest
+from filelock import FileLock
 
 if TYPE_CHECKING:
     from tests.small_project import SmallProject
 
 ROOT = Path(__file__).resolve().parent.parent
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_collection() -> Generator[None, object, object]:
+    """Imports make next to no garbage; looking for it would take a sixth of the collection."""
+    gc.disable()
+    try:
+        return (yield)
+    finally:
+        gc.enable()
+
+
+@pytest.fixture(scope="module", autouse=True)
+def imports_are_no_garbage() -> None:
+    """What is there when a module starts stays: the collections of its tests need not look at it.
+
+    Opening grids collects garbage, which takes half a second among all that the tests import.
+    """
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -41,11 +65,20 @@ def real_data() -> Path:
 
 @pytest.fixture(scope="session")
 def small_project(tmp_path_factory: pytest.TempPathFactory) -> SmallProject:
-    """A tiny trained project (see `small_project.SmallProject`), made once a session in 20 s.
+    """A tiny trained project (see `small_project.SmallProject`), made in 20 s by the first worker
+    that needs it, for all.
 
     It is shared: read it, and write elsewhere. Whoever trains, evaluates with the default ``out``
     or extends the store works on a ``small_project.copy_data(tmp_path)``.
     """
     from tests.small_project import make_small_project
 
-    return make_small_project(tmp_path_factory.mktemp("small_project"))
+    folder = tmp_path_factory.getbasetemp()
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        folder = folder.parent  # that of the whole run
+    made = folder / "small_project.pickle"
+    with FileLock(folder / ".small_project.lock"):
+        if not made.exists():
+            project = make_small_project(tmp_path_factory.mktemp("small_project"))
+            made.write_bytes(pickle.dumps(project))
+        return pickle.loads(made.read_bytes())

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import mlflow
 import yaml
 
 from medicane import experiments, pipeline
@@ -42,7 +43,8 @@ class SmallProject:
     Attributes
     ----------
     folder
-        Holds ``config.yaml``, ``sea/``, ``maps.zarr``, ``mlflow.db`` and ``detector.keras``.
+        Holds ``config.yaml``, ``sea/``, ``maps.zarr``, ``mlflow.db``, ``detector.keras``; and
+        ``empty.db``, what ``mlflow.db`` was before the first run.
     config_file
         `SETTINGS` as YAML; paths relative to it, ``tracking.uri`` not set.
     grids
@@ -76,7 +78,8 @@ class SmallProject:
     def copy_data(self, folder: Path, **sections: dict[str, Any]) -> Path:
         """Copy sea and store into a folder of the test's own; return its configuration file.
 
-        Runs of the copy go to its own ``mlflow.db``, or where ``MLFLOW_TRACKING_URI`` says.
+        Runs of the copy go to its own ``mlflow.db``, or where ``MLFLOW_TRACKING_URI`` says. It is
+        there, and empty: MLflow takes seconds to lay out a database.
 
         Parameters
         ----------
@@ -87,6 +90,7 @@ class SmallProject:
         """
         shutil.copytree(self.folder / "sea", folder / "sea", dirs_exist_ok=True)
         shutil.copytree(self.folder / "maps.zarr", folder / "maps.zarr")
+        shutil.copy(self.folder / "empty.db", folder / "mlflow.db")
         return write_config(folder, **sections)
 
 
@@ -100,12 +104,21 @@ def write_config(folder: Path, **sections: dict[str, Any]) -> Path:
     return file
 
 
-def make_small_project(folder: Path) -> SmallProject:
-    """Synth, prepare and train in a folder (about 20 s, most of them TensorFlow's start)."""
+def make_small_sea(folder: Path) -> Path:
+    """Synth and prepare in a folder (a few seconds); the configuration file."""
     config_file = write_config(folder)
     config = load_config(config_file)
     pipeline.synthesise(folder / "sea", config.sea, label=config.label)
     pipeline.prepare(config)
+    return config_file
+
+
+def make_small_project(folder: Path) -> SmallProject:
+    """Synth, prepare and train in a folder (about 20 s, most of them TensorFlow's start)."""
+    config_file = make_small_sea(folder)
+    config = load_config(config_file)
+    mlflow.MlflowClient(f"sqlite:///{folder / 'empty.db'}").search_experiments()
+    shutil.copy(folder / "empty.db", folder / "mlflow.db")
     trained = pipeline.train(config)
     uri = f"models:/{experiments.REGISTERED_NAME}@{experiments.CHALLENGER}"
     logged = experiments.model_file(uri, tracking=trained.tracking_uri)

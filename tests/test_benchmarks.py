@@ -61,6 +61,7 @@ def test_both_sides_are_measured_in_turn_and_compared_round_by_round() -> None:
         # Of memory less is better.
         ({"unit": "MiB", "ratio": None, "low": None, "target": 500}, "| 500 | yes |"),
         ({"unit": "MiB", "ratio": None, "low": None, "target": 49}, "| 49 | **no** |"),
+        ({"unit": "MB", "ratio": None, "low": None, "target": 500}, "| 500 | yes |"),
     ],
 )
 def test_the_page_says_what_was_asked_and_whether_it_is_met(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -10,7 +11,17 @@ import xarray as xr
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from medicane.packing import LARGEST, MARGIN, Packing, read_block
+from medicane.packing import (
+    ALIGNED,
+    FEW,
+    LARGEST,
+    MARGIN,
+    SPARE,
+    Packing,
+    Reused,
+    read_block,
+    unpack_channels_last,
+)
 
 DIMS = ("time", "channel", "latitude", "longitude")
 
@@ -143,3 +154,97 @@ def test_maps_that_are_not_there_are_told(maps, start, stop):
 
 def test_no_maps_are_an_empty_block(maps):
     assert read_block(maps, 9, 9).shape == (0, 4, 5, 3)
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    data=st.data(),
+    n=st.integers(1, 2 * FEW + 1),
+    cells=st.tuples(st.integers(1, 5), st.integers(1, 6)),
+    channels=st.integers(1, 7),
+)
+def test_channels_unpacked_together_are_to_the_bit_what_each_is_alone(data, n, cells, channels):
+    rng = np.random.default_rng(data.draw(st.integers(0, 99)))
+    about = rng.normal(size=channels) * 10.0 ** rng.integers(-3, 6, channels)
+    packings = [Packing.fit(mean - 1, mean + 3, about=mean) for mean in about]
+    packed = rng.integers(-LARGEST, LARGEST + 1, (channels, n, *cells)).astype(np.int16)
+    found = np.full((n, *cells, channels), np.nan, np.float32)
+    unpack_channels_last(list(packed), packings, found)
+    for i, packing in enumerate(packings):
+        expected = packing.unpack(packed[i])
+        np.testing.assert_array_equal(found[..., i].view(np.int32), expected.view(np.int32))
+
+
+BIG = (4, 300, 300)
+
+
+def address(array: np.ndarray) -> int:
+    return array.__array_interface__["data"][0]
+
+
+def test_memory_is_used_again_once_nothing_refers_to_it():
+    memory = Reused()
+    first = memory.empty(BIG)
+    assert first.shape == BIG
+    assert first.dtype == np.float32
+    assert first.flags.c_contiguous
+    assert first.flags.writeable
+    where = address(first)
+    assert where % ALIGNED == 0
+    del first
+    second = memory.empty(BIG)
+    assert address(second) == where
+    assert not np.shares_memory(second, memory.empty(BIG))
+
+
+@pytest.mark.parametrize(
+    "part",
+    [
+        lambda array: array[1:, ::2],
+        lambda array: array.reshape(-1)[5:].view(np.int32)[:3],
+        lambda array: np.moveaxis(array, 0, -1).T,
+        lambda array: np.lib.stride_tricks.sliding_window_view(array, 2, axis=0),
+        lambda array: memoryview(array),
+        lambda array: xr.DataArray(array, dims=("a", "b", "c")).isel(a=1),
+    ],
+)
+def test_memory_is_not_used_again_while_a_part_of_an_array_lives(part):
+    memory = Reused()
+    array = memory.empty(BIG)
+    array[:] = 7
+    kept, where = part(array), address(array)
+    del array
+    others = [memory.empty(BIG) for _ in range(3)]
+    assert where not in [address(other) for other in others]
+    for other in others:
+        other[:] = 8
+    values = np.asarray(kept)
+    assert (values.view(np.float32) == 7).all() if values.dtype == np.int32 else (values == 7).all()
+
+
+def test_memory_of_another_size_is_not_taken_and_little_is_kept():
+    memory = Reused()
+    large = memory.empty((8, 300, 300))
+    where = address(large)
+    del large
+    assert address(memory.empty(BIG)) != where  # half of it would lie idle
+    assert address(memory.empty((7, 300, 300))) == where
+    many = [memory.empty(BIG) for _ in range(3 * SPARE)]
+    del many
+    assert len(memory._free) == SPARE
+    assert memory.empty((0, 300)).shape == (0, 300)
+
+
+def test_threads_never_share_memory():
+    memory, rounds = Reused(), 200
+
+    def work(number: int) -> bool:
+        whole = True
+        for _ in range(rounds):
+            array = memory.empty((1, 512, 512))
+            array[:] = number
+            whole &= bool((array == number).all())
+        return whole
+
+    with ThreadPoolExecutor(4) as threads:
+        assert all(threads.map(work, range(4)))

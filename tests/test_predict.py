@@ -60,20 +60,19 @@ def series(n: int, *, start: str = "2020-01-01", seed: int = 0) -> xr.DataArray:
     )
 
 
-def naive(network: keras.Model, maps: xr.DataArray) -> list[np.ndarray]:
+def windows_of(network: keras.Model, maps: xr.DataArray, length: int = LENGTH) -> np.ndarray:
     """Logits of every window, each map encoded anew for each: (window, length)."""
     values = maps.transpose("time", "latitude", "longitude", "channel").values
-    logits = []
-    for start in range(len(values) - LENGTH + 1):
-        p = network.predict(values[None, start : start + LENGTH], verbose=0)[0, :, 0].astype(float)
-        logits.append(np.log(p / (1 - p)))
-    return logits
+    starts = range(len(values) - length + 1)
+    windows = np.stack([values[start : start + length] for start in starts])
+    p = np.asarray(network(windows, training=False))[..., 0].astype(float)
+    return np.log(p / (1 - p))
 
 
 @pytest.mark.parametrize("block", [3, 7, 10, 16, 96])
 def test_causal_equals_window_by_window(network: keras.Model, block: int) -> None:
     maps = series(31)
-    windows = naive(network, maps)
+    windows = windows_of(network, maps)
     expected = np.concatenate([windows[0], [w[-1] for w in windows[1:]]])
     found = predict(network, maps, mode="causal", block=block)
     np.testing.assert_allclose(found["logit"], expected, atol=1e-4)
@@ -85,7 +84,7 @@ def test_causal_equals_window_by_window(network: keras.Model, block: int) -> Non
 def test_fused_equals_the_mean_of_all_windows(network: keras.Model, block: int) -> None:
     maps = series(27)
     total, count = np.zeros(27), np.zeros(27)
-    for start, logits in enumerate(naive(network, maps)):
+    for start, logits in enumerate(windows_of(network, maps)):
         total[start : start + LENGTH] += logits
         count[start : start + LENGTH] += 1
     found = predict(network, maps, mode="fused", block=block)
@@ -354,18 +353,14 @@ def rivals() -> dict[str, keras.Model]:
 
 def by_windows(network: keras.Model, maps: xr.DataArray, mode: str) -> np.ndarray:
     """Labels from windows each run alone; in causal mode each map is the last of its own."""
-    values = maps.transpose("time", "latitude", "longitude", "channel").values
-    n = len(values)
-
-    def logits(start: int, stop: int) -> np.ndarray:
-        p = np.asarray(network(values[None, start:stop], training=False))[0, :, 0].astype(float)
-        return np.log(p / (1 - p))
-
+    windows = windows_of(network, maps)
     if mode == "causal":
-        return np.array([logits(max(0, t + 1 - LENGTH), t + 1)[-1] for t in range(n)])
+        short = [windows_of(network, maps[: t + 1], length=t + 1)[0, -1] for t in range(LENGTH - 1)]
+        return np.concatenate([short, windows[:, -1]])
+    n = maps.sizes["time"]
     total, count = np.zeros(n), np.zeros(n)
-    for start in range(n - LENGTH + 1):
-        total[start : start + LENGTH] += logits(start, start + LENGTH)
+    for start, logits in enumerate(windows):
+        total[start : start + LENGTH] += logits
         count[start : start + LENGTH] += 1
     return total / count
 

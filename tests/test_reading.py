@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import threading
 import tracemalloc
+from concurrent.futures import wait
 from typing import Any
 
 import numpy as np
@@ -13,6 +15,7 @@ from hypothesis import strategies as st
 
 from medicane.batches import RandomRuns, SequenceBatches
 from medicane.batches.reading import SPAN, Spans
+from medicane.packing import WORTH_KEEPING
 from medicane.sequences import windows
 from tests.test_batches import times_of
 
@@ -211,6 +214,7 @@ def test_reading_comes_evenly():
     for i in range(len(data)):
         before = held.maps.sum()
         _ = data[i]
+        wait(data._held._held.values())  # what is read ahead, too
         read.append(held.maps.sum() - before)
     assert max(read[:3]) > 5 * SPAN  # memory is filled at the beginning
     assert max(read[20:]) <= 6 * (SPAN + 15)
@@ -235,6 +239,66 @@ def test_memory_does_not_grow_with_the_record(block):
         # What is held, and twice a batch of 16 windows or 4 blocks: one made, one let go.
         assert 0.5 * memory < peak < memory + 2 * data[0][0].nbytes + 200_000
         assert memory < n * MAP_BYTES / 4
+
+
+@pytest.mark.timeout(60)
+def test_the_next_batch_is_read_while_this_one_is_used(monkeypatch):
+    _, data = record(2400, memory=500 * MAP_BYTES, block=16)
+    expected = run_through(data)
+    held, data = record(2400, memory=500 * MAP_BYTES, block=16)
+    read, may_read = held._read, threading.Event()
+    monkeypatch.setattr(held, "_read", lambda key: may_read.wait() and read(key))
+    may_read.set()
+    data.take_up(0)
+    assert 2 * len(data) < len(np.unique(data._current(0).span)) * 3  # each has something to read
+    for i in range(len(data)):
+        np.testing.assert_array_equal(times_of(data[i][0]), expected[i])
+        wait(data._held._held.values())
+        may_read.clear()  # the disk does not answer: the next batch is there all the same
+        if i + 1 < len(data):
+            np.testing.assert_array_equal(times_of(data[i + 1][0]), expected[i + 1])
+        may_read.set()
+
+
+def test_what_could_not_be_read_is_an_error_of_its_batch_and_tried_again(monkeypatch):
+    held, data = record(2400, memory=500 * MAP_BYTES, shuffle=False)
+    read, broken = held._read, [True]
+
+    def once_broken(key: Any) -> np.ndarray:
+        if broken[0] and key[0].start >= 4 * SPAN:
+            raise OSError("no such disk")
+        return read(key)
+
+    monkeypatch.setattr(held, "_read", once_broken)
+    data.take_up(0)
+    last = 4 * SPAN // data.batch_size
+    seen = [times_of(data[i][0]) for i in range(last)]  # reading ahead tells nothing
+    with pytest.raises(OSError, match="no such disk"):
+        data[last]
+    broken[0] = False
+    seen += [times_of(data[i][0]) for i in range(last, len(data))]
+    assert np.concatenate(seen)[:, 0].tolist() == list(range(2400 - LENGTH + 1))
+
+
+@pytest.mark.parametrize("block", [1, 8])
+def test_a_batch_stays_as_it_is_as_long_as_anyone_has_it(block):
+    """Its memory is used again, but not before."""
+    maps = np.random.default_rng(0).normal(size=(480, 2, 30, 40)).astype(np.float32)
+    array = xr.DataArray(maps, dims=("time", "channel", "latitude", "longitude"))
+    rows = windows(np.arange(480).astype("datetime64[h]"), length=LENGTH, step_hours=1)
+    data = SequenceBatches(
+        array, rows, labels=np.zeros(480), memory=maps.nbytes // 3, block=block, batch_size=64
+    )
+    data.take_up(0)
+    kept = [data[i][0] for i in range(len(data))]
+    assert kept[0].nbytes > WORTH_KEEPING[0]
+    truth = np.moveaxis(maps, 1, -1)
+    for i, found in enumerate(kept):
+        np.testing.assert_array_equal(found, truth[data._current(0)[i].rows])
+    where = [batch.__array_interface__["data"][0] for batch in kept]
+    assert len(set(where)) == len(where)
+    del kept, found
+    assert data[0][0].__array_interface__["data"][0] in where
 
 
 def test_large_batches_do_not_pile_up_before_keras():

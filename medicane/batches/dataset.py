@@ -277,7 +277,13 @@ class SequenceBatches(keras.utils.PyDataset):
         labels = laid_out.by_window(self._positive[rows].astype(np.float32))[..., None]
         weights = laid_out.by_window(self._weights[rows]) * part.shown
         mine, factor = share_of(len(rows), *self._share)
-        maps = self._held.gather(rows[mine], part.span[mine], kept=laid_out.needed(index))
+        ahead = laid_out.ahead(index)
+        maps = self._held.gather(
+            rows[mine],
+            part.span[mine],
+            kept=laid_out.needed(index),
+            ahead=ahead[share_of(len(ahead), *self._share)[0]],
+        )
         labels, weights = labels[mine], weights[mine] * factor
         if self._previous_label is None:
             return maps, labels, weights

@@ -95,6 +95,12 @@ class Epoch:
         kept: NDArray[np.bool_] = (begin <= index + SLACK) & (end >= index - SLACK)
         return kept
 
+    def ahead(self, index: int) -> Indices:
+        """The span of each sequence of the batch after this one; none after the last."""
+        if index + 1 == len(self):
+            return np.empty(0, np.int64)
+        return self.span[self.batches[index + 1]]
+
     @cached_property
     def _in_use(self) -> tuple[Indices, Indices]:
         """First and last batch that each span is needed for."""

@@ -9,19 +9,22 @@ other spans that are in memory with it. Each span is read once an epoch.
 from __future__ import annotations
 
 import threading
+from concurrent.futures import Future, ThreadPoolExecutor
 
 import numpy as np
 import xarray as xr
 from numpy.typing import NDArray
 
 from medicane.batches.sampling import Indices
-from medicane.packing import read_block
+from medicane.packing import Reused, read_block
 
 #: Maps between the begins of two spans: four chunks of the store. The sequences that begin in a
 #: span reach beyond it, by less than their length: so much is read twice.
 SPAN = 96
 #: Batches that may be asked for again, or out of turn, without reading anything again.
 SLACK = 1
+#: Spans that are read at a time.
+READERS = 2
 
 
 class Spans:
@@ -98,6 +101,8 @@ class Spans:
 class HeldMaps:
     """Maps in memory, span by span; for several threads.
 
+    Those of the next batch are read in the background, while this one is put together and used.
+
     Parameters
     ----------
     maps
@@ -106,11 +111,13 @@ class HeldMaps:
 
     def __init__(self, maps: xr.DataArray, spans: Spans) -> None:
         self._maps, self._spans = maps, spans
-        self._held: dict[int, NDArray[np.float32]] = {}
+        self._held: dict[int, Future[NDArray[np.float32]]] = {}
         self._lock = threading.Lock()
+        self._readers = ThreadPoolExecutor(READERS, thread_name_prefix="maps")
+        self._memory = Reused()
 
     def gather(
-        self, rows: Indices, span: Indices, *, kept: NDArray[np.bool_]
+        self, rows: Indices, span: Indices, *, kept: NDArray[np.bool_], ahead: Indices
     ) -> NDArray[np.float32]:
         """The maps of a batch: (batch, length, latitude, longitude, channel).
 
@@ -122,17 +129,29 @@ class HeldMaps:
             (batch) the span that each sequence begins in.
         kept
             (span) which of them stay in memory; others are let go.
+        ahead
+            Spans that are read for later, among those that are kept; any may stand there twice.
         """
-        with self._lock:  # who comes second finds read what both need
-            if not self._spans.all_fit:
-                self._held = {i: maps for i, maps in self._held.items() if kept[i]}
-            for i in np.unique(span).tolist():
+        with self._lock:  # who comes second finds what both need on its way
+            self._held = {
+                i: maps
+                for i, maps in self._held.items()
+                if (self._spans.all_fit or kept[i]) and not _failed(maps)
+            }
+            for i in (*np.unique(span).tolist(), *np.unique(ahead).tolist()):
                 if i not in self._held:
-                    start, stop = int(self._spans.start[i]), int(self._spans.stop[i])
-                    self._held[i] = read_block(self._maps, start, stop)
+                    self._held[i] = self._readers.submit(self._read, i)
             held = [self._held[i] for i in span.tolist()]
-        out = np.empty((*rows.shape, *held[0].shape[1:]), np.float32)
         starts = self._spans.start[span]
+        out = self._memory.empty((*rows.shape, *held[0].result().shape[1:]))
         for sequence, maps, at, start in zip(out, held, rows, starts, strict=True):
-            np.take(maps, at - start, axis=0, out=sequence, mode="clip")
+            np.take(maps.result(), at - start, axis=0, out=sequence, mode="clip")
         return out
+
+    def _read(self, i: int) -> NDArray[np.float32]:
+        return read_block(self._maps, int(self._spans.start[i]), int(self._spans.stop[i]))
+
+
+def _failed(reading: Future[NDArray[np.float32]]) -> bool:
+    """Whether it has ended in an error: it is then tried again."""
+    return reading.done() and reading.exception() is not None

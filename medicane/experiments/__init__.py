@@ -8,11 +8,14 @@ figures, scores and the model, registered with an alias.
 from __future__ import annotations
 
 import os
+import sys
 
 # Without a network the telemetry of a first call only costs time.
 os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
 # A server that is not there is told after a quarter of a minute; by default it takes four minutes.
 os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "3")
+# A bar of each download is for people: the log of a worker has no use for hundreds of them.
+os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", str(sys.stderr.isatty()))
 
 from medicane.experiments.registry import (
     CHALLENGER,

@@ -167,7 +167,8 @@ def _open_file(source: str | RangeFile | FsspecStore, kind: str, *, told: str) -
                 warnings.filterwarnings("ignore", "Ambiguous reference date")
                 datasets = [xr.open_dataset(source, engine="netcdf4", **options)]
         path = source if isinstance(source, str) else told
-        return [in_blocks(_with_coordinates(ds), path, told=told) for ds in datasets]
+        hdf5 = kind == "netcdf" and isinstance(source, str)
+        return [in_blocks(_with_coordinates(ds), path, told=told, hdf5=hdf5) for ds in datasets]
     except InputError:
         raise
     except Exception as error:

@@ -12,10 +12,11 @@ from dask.base import tokenize
 
 from medicane import names
 from medicane.errors import InputError
+from medicane.grids.hdf5 import Chunks
 
 #: A block of one variable holds at most this many bytes and this many maps …
 BLOCK_BYTES = 32 * 2**20
-BLOCK_MAPS = 96
+BLOCK_MAPS = 128
 #: … unless one stored (compressed) chunk is longer: inflating it again for each block costs more.
 STORED_CHUNK_BYTES = 256 * 2**20
 
@@ -26,12 +27,17 @@ TIME_DIMENSIONS = (names.TIME, *names.COORDINATE_ALIASES[names.TIME])
 class _Reader:
     """One variable of one file, as dask reads it: a failure names the file."""
 
-    def __init__(self, variable: xr.Variable, source: str, name: str) -> None:
-        self.variable, self.source, self.name = variable, source, name
+    def __init__(
+        self, variable: xr.Variable, source: str, name: str, chunks: Chunks | None
+    ) -> None:
+        self.variable, self.source, self.name, self.chunks = variable, source, name, chunks
         self.shape, self.dtype, self.ndim = variable.shape, variable.dtype, variable.ndim
 
     def __getitem__(self, key: Any) -> np.ndarray:
         try:
+            found = None if self.chunks is None else self.chunks.read(key)
+            if found is not None:
+                return found
             return np.asarray(self.variable[key].values)
         except Exception as error:
             raise InputError(
@@ -39,7 +45,7 @@ class _Reader:
             ) from error
 
 
-def in_blocks(ds: xr.Dataset, source: str, *, told: str) -> xr.Dataset:
+def in_blocks(ds: xr.Dataset, source: str, *, told: str, hdf5: bool = False) -> xr.Dataset:
     """Put dask blocks, cut along time only, in front of every data variable.
 
     Parameters
@@ -48,6 +54,8 @@ def in_blocks(ds: xr.Dataset, source: str, *, told: str) -> xr.Dataset:
         The file, for the identity of the blocks.
     told
         What errors call it.
+    hdf5
+        Whether it is a NetCDF file of the kind whose chunks `hdf5.Chunks` reads.
     """
     try:
         stamp: object = os.stat(source).st_mtime_ns
@@ -62,8 +70,11 @@ def in_blocks(ds: xr.Dataset, source: str, *, told: str) -> xr.Dataset:
             continue
         chunks = _chunks(variable, heaviest)
         token = tokenize(os.path.abspath(source), stamp, name, chunks, sorted(map(str, ds.coords)))
+        own = (
+            Chunks(source, str(name), variable) if hdf5 and variable.encoding.get("zlib") else None
+        )
         data = da.from_array(
-            _Reader(variable, told, str(name)),
+            _Reader(variable, told, str(name), own),
             chunks=chunks,
             name=f"{name}-{token}",
             lock=False,  # xarray's backends hold the locks that their libraries need
@@ -97,7 +108,7 @@ def _chunks(variable: xr.Variable, heaviest: int) -> tuple[int, ...]:
     stored_length = int(stored.get(axis, 1) or 1)
     if stored_length > length and stored_length * map_bytes <= STORED_CHUNK_BYTES:
         length = stored_length
-    elif 1 < stored_length <= length:
+    elif 1 < stored_length <= length < n_times:
         length -= length % stored_length
     return tuple(length if d == axis else size for d, size in sizes.items())
 

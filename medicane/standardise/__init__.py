@@ -12,6 +12,7 @@ from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import dask.array as da
 import numpy as np
 import xarray as xr
 
@@ -282,17 +283,26 @@ def _attributes(name: str) -> dict[str, str]:
 
 
 def _on_maps(convert: Any, array: xr.DataArray, way: Placement) -> xr.DataArray:
-    horizontal = [names.LATITUDE, names.LONGITUDE]
-    return xr.apply_ufunc(
+    """`convert` on every block of maps, which are whole: nothing is put together, nothing copied.
+
+    As `xr.apply_ufunc` would, but that copies each block that it is given.
+    """
+    horizontal = (names.LATITUDE, names.LONGITUDE)
+    array = array.transpose(..., *way.dimensions)
+    ahead = array.dims[: array.ndim - len(way.dimensions)]
+    made = tuple(range(len(ahead), len(ahead) + len(horizontal)))
+    changed: dict[str, Any] = {}
+    if len(way.dimensions) != len(horizontal):
+        changed = {"drop_axis": tuple(range(len(ahead), array.ndim)), "new_axis": made}
+    data = da.asarray(array.data).map_blocks(
         convert,
-        array,
-        input_core_dims=[list(way.dimensions)],
-        output_core_dims=[horizontal],
-        exclude_dims=set(way.dimensions),
-        dask="parallelized",
-        output_dtypes=[np.float32],
-        dask_gufunc_kwargs={"output_sizes": {axis: way.target[axis].size for axis in horizontal}},
+        dtype=np.float32,
+        chunks=(*array.data.chunks[: len(ahead)], *((way.target[n].size,) for n in horizontal)),
+        meta=np.empty((0,) * (len(ahead) + 2), np.float32),
+        **changed,
     )
+    kept = {n: c for n, c in array.coords.items() if not set(c.dims) & set(way.dimensions)}
+    return xr.DataArray(data, kept, (*ahead, *horizontal), name=array.name)
 
 
 def _convert(
@@ -311,15 +321,20 @@ def _convert(
         if remap is not None:
             maps = remap(maps)
         if (scale, offset) != (1.0, 0.0):
-            maps = np.multiply(maps, scale, dtype=np.float64) + offset
-        return np.asarray(maps, dtype=np.float32)
+            maps = np.multiply(maps, scale, dtype=np.float64)
+            maps += offset
+        return maps
 
     if maps.ndim > space:
         at_once = max(CELLS_AT_ONCE * len(maps) // max(maps.size, 1), 1)
-        starts = range(0, max(len(maps), 1), at_once)
-        maps = np.concatenate([converted(maps[start : start + at_once]) for start in starts])
+        first = converted(maps[:at_once])
+        out = np.empty((len(maps), *first.shape[1:]), np.float32)
+        out[:at_once] = first
+        for start in range(at_once, len(maps), at_once):
+            out[start : start + at_once] = converted(maps[start : start + at_once])
+        maps = out
     else:
-        maps = converted(maps)
+        maps = np.asarray(converted(maps), np.float32)
     if maps.size:
         low, high = PLAUSIBLE[name]
         least, most = np.fmin.reduce(maps, axis=None), np.fmax.reduce(maps, axis=None)

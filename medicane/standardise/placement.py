@@ -155,11 +155,15 @@ def _regular(
     method: str,
     **weights: Any,
 ) -> Placement:
-    needed = any(matrix is not None for matrix in weights.values())
+    way = None
+    if any(matrix is not None for matrix in weights.values()):
+        matrix = remap.map_weights(**weights, shape=(rows.size, columns.size))
+        wanted = (target[names.LATITUDE].size, target[names.LONGITUDE].size)
+        way = functools.partial(remap.apply_weights, matrix=matrix, shape=wanted)
     return Placement(
         dimensions=(names.LATITUDE, names.LONGITUDE),
         target=target,
         method=method,
         take=functools.partial(axes.taken, rows=rows, columns=columns),
-        remap=functools.partial(remap.apply_weights, **weights) if needed else None,
+        remap=way,
     )

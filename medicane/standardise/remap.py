@@ -1,7 +1,8 @@
 """Weights that bring one axis of a regular grid to another spacing. Arrays in, arrays out.
 
 A map on a regular latitude–longitude grid is remapped as ``W_lat @ map @ W_lon.T``: overlaps of
-rectangular cells factor into one weight matrix per axis.
+rectangular cells factor into one weight matrix per axis. Both are few cells wide, so that they are
+applied as one sparse matrix.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ from __future__ import annotations
 from typing import Literal
 
 import numpy as np
+from scipy.sparse import csr_array, eye_array, kron
 
 Method = Literal["conservative", "linear"]
 
@@ -113,39 +115,58 @@ def _linear(source: np.ndarray, target: np.ndarray) -> np.ndarray:
     return weights
 
 
-def apply_weights(
-    maps: np.ndarray, w_latitude: np.ndarray | None, w_longitude: np.ndarray | None
-) -> np.ndarray:
-    """Remap the last two axes of `maps`, in float64.
+def map_weights(
+    w_latitude: np.ndarray | None, w_longitude: np.ndarray | None, *, shape: tuple[int, int]
+) -> csr_array:
+    """One weight matrix for whole maps, from one for each axis.
+
+    Sparse, since a cell of the target covers few of the source: as dense products, maps of a
+    hundred rows take the time of ten, and longer still where BLAS divides them among busy cores.
+
+    Parameters
+    ----------
+    w_latitude, w_longitude
+        Shapes (m_lat, n_lat) and (m_lon, n_lon); None leaves the axis alone.
+    shape
+        (n_lat, n_lon) of the source.
+
+    Returns
+    -------
+    csr_array
+        Shape (m_lat · m_lon, n_lat · n_lon).
+    """
+    down, along = (
+        eye_array(n) if weights is None else csr_array(weights)
+        for weights, n in zip((w_latitude, w_longitude), shape, strict=True)
+    )
+    return csr_array(kron(down, along, format="csr"))
+
+
+def apply_weights(maps: np.ndarray, matrix: csr_array, *, shape: tuple[int, ...]) -> np.ndarray:
+    """Remap the last axes of `maps`, in float64; each map as if it were alone.
 
     Parameters
     ----------
     maps
-        Shape (…, n_lat, n_lon). A missing value (NaN) takes no part: a target cell is the mean of
-        its valid part, or NaN where less than half of its weight is valid.
-    w_latitude, w_longitude
-        Shapes (m_lat, n_lat) and (m_lon, n_lon); None leaves the axis alone.
-
-    Returns
-    -------
-    numpy.ndarray
-        Shape (…, m_lat, m_lon), float64.
+        Shape (…, *space), where `space` has as many cells as `matrix` has columns. A missing value
+        (NaN) takes no part: a target cell is the mean of its valid part, or NaN where less than
+        half of its weight is valid.
+    matrix
+        (target cells, source cells), rows sum to 1.
+    shape
+        Of the result in place of `space`.
     """
-    maps = np.asarray(maps, dtype=np.float64)
-    valid = np.isfinite(maps)
+    ahead, cells = maps.shape, 1
+    while cells < matrix.shape[1]:
+        cells *= ahead[-1]
+        ahead = ahead[:-1]
+    flat = np.asarray(maps, np.float64).reshape(-1, matrix.shape[1])
+    valid = np.isfinite(flat)
     if valid.all():
-        return _product(maps, w_latitude, w_longitude)
-    share = _product(valid.astype(np.float64), w_latitude, w_longitude)
-    total = _product(np.where(valid, maps, 0.0), w_latitude, w_longitude)
-    enough = share >= 0.5 - 1e-9
-    return np.where(enough, total / np.where(enough, share, 1.0), np.nan)
-
-
-def _product(
-    maps: np.ndarray, w_latitude: np.ndarray | None, w_longitude: np.ndarray | None
-) -> np.ndarray:
-    if w_latitude is not None:
-        maps = np.matmul(w_latitude, maps)
-    if w_longitude is not None:
-        maps = np.matmul(maps, w_longitude.T)
-    return maps
+        total = matrix @ flat.T
+    else:
+        share = matrix @ valid.T.astype(np.float64)
+        enough = share >= 0.5 - 1e-9
+        total = matrix @ np.where(valid, flat, 0.0).T
+        total = np.where(enough, total / np.where(enough, share, 1.0), np.nan)
+    return np.asarray(total.T.reshape(*ahead, *shape))

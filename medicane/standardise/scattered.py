@@ -50,15 +50,7 @@ class ScatteredWeights:
         A missing value (NaN) takes no part: a target point is the mean of its valid part, or NaN
         where less than half of its weight is valid.
         """
-        ahead = maps.shape[: maps.ndim - len(self.used)]
-        flat = np.asarray(maps, np.float64).reshape(int(np.prod(ahead)), -1)
-        valid = np.isfinite(flat)
-        total = (self.matrix @ np.where(valid, flat, 0.0).T).T
-        if not valid.all():
-            share = (self.matrix @ valid.T.astype(np.float64)).T
-            enough = share >= 0.5 - 1e-9
-            total = np.where(enough, total / np.where(enough, share, 1.0), np.nan)
-        return np.asarray(total.reshape(*ahead, *self.shape)[..., ::-1, :])
+        return remap.apply_weights(maps, self.matrix, shape=self.shape)[..., ::-1, :]
 
 
 def scattered_weights(

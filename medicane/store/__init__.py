@@ -229,6 +229,8 @@ def _write(
     )
     if n_again or (n_old and not new.size):
         _commit(group, about, chain, last, labels, times.size, previous=dict(group.attributes))
+    if new.size:
+        group.foresee("storm", labels["storm"][n_old:])
     parts = parts_of(source, new, most=BLOCK)
     for block in compute(source, parts, sea=sea, definition=config.label, last=last):
         start, stop = group.written, group.written + block.times.size
@@ -243,7 +245,7 @@ def _write(
             {
                 names.TIME: block.times.astype("datetime64[s]").astype(np.int64),
                 **packed,
-                **{name: values[start:stop] for name, values in labels.items()},
+                "medicane": labels["medicane"][start:stop],
                 **block.lows,
             }
         )

@@ -151,6 +151,7 @@ class CommittedGroup:
         time = self._metadata[names.TIME]
         self.length = int(time["shape"][0])
         self._end = self.length
+        self._foreseen: set[str] = set()
 
     @property
     def written(self) -> int:
@@ -210,16 +211,29 @@ class CommittedGroup:
         Parameters
         ----------
         values
-            Name → (time, …), all equally long, one entry for each array that grows.
+            Name → (time, …), all equally long, one entry for each array that grows, but for those
+            that were foreseen.
         """
         (count,) = {len(block) for block in values.values()}
         growing = {n for n, m in self._metadata.items() if m["dimension_names"][0] == names.TIME}
-        if growing != set(values):
+        if growing - self._foreseen != set(values):
             raise ValueError(f"{sorted(growing)} must grow together; found {sorted(values)}")
         start, self._end = self._end, self._end + count
-        for name, block in values.items():
+        for name in growing:
             self._metadata[name]["shape"][0] = self._end
+        for name, block in values.items():
             self._write(name, start, block)
+
+    def foresee(self, name: str, values: NDArray[Any]) -> None:
+        """Write a small array for all times that are yet to be appended; nobody sees them yet.
+
+        For text, which passes through Zarr: what that costs a block is paid once.
+        """
+        metadata = self._metadata[name]
+        metadata["shape"][0] = self._end + len(values)
+        self._write(name, self._end, values)
+        metadata["shape"][0] = self._end
+        self._foreseen.add(name)
 
     def cut(self, length: int) -> None:
         """Forget the maps from `length` on; nobody sees it yet.
@@ -240,6 +254,8 @@ class CommittedGroup:
 
     def read(self, name: str, start: int = 0, stop: int | None = None) -> NDArray[Any]:
         """An array as written so far, or a part of one that grows."""
+        if stop is None and self._metadata[name]["dimension_names"][0] == names.TIME:
+            stop = self._end
         if self._is_plain(name):
             return self._files(name).read(start, self._end if stop is None else stop)
         return np.asarray(self._through_zarr(name)[slice(start, stop) if start or stop else ...])

@@ -17,7 +17,7 @@ from xarray.core import indexing
 
 from medicane import names
 from medicane.errors import InputError
-from medicane.packing import Packing
+from medicane.packing import Packing, Reused, unpack_channels_last
 from medicane.store.chunks import ChunkFiles
 from medicane.store.restarts import Restart
 from medicane.store.schema import (
@@ -32,7 +32,7 @@ from medicane.store.schema import (
 #: Integers of one channel, maps start to stop: (map, latitude, longitude).
 Rows = Callable[[int, int], NDArray[np.int16]]
 
-#: Maps unpacked at once: what the processor's cache holds.
+#: Maps read at once.
 AT_ONCE = 24
 
 
@@ -48,6 +48,7 @@ class PackedMaps(BackendArray):
         self._channels = list(channels)
         self.shape = (shape[0], len(self._channels), *shape[1:])
         self.dtype = np.dtype(np.float32)
+        self._memory = Reused()
 
     def __getitem__(self, key: indexing.ExplicitIndexer) -> Any:
         return indexing.explicit_indexing_adapter(
@@ -59,14 +60,16 @@ class PackedMaps(BackendArray):
         maps = np.arange(self.shape[0])[time]
         chosen = np.arange(self.shape[1])[channel]
         channels = [self._channels[i] for i in np.atleast_1d(chosen)]
-        out = np.empty((maps.size, *self.shape[2:], len(channels)), np.float32)
+        out = self._memory.empty((maps.size, *self.shape[2:], len(channels)))
         done = 0
         for first, last in _runs(np.atleast_1d(maps)):
             for start in range(first, last, AT_ONCE):
                 stop = min(start + AT_ONCE, last)
-                part = out[done : done + stop - start]
-                for i, (rows, packing) in enumerate(channels):
-                    packing.unpack(rows(start, stop), part[..., i])
+                unpack_channels_last(
+                    [rows(start, stop) for rows, _ in channels],
+                    [packing for _, packing in channels],
+                    out[done : done + stop - start],
+                )
                 done += stop - start
         found = np.moveaxis(out, -1, 1)[..., longitude][:, :, latitude]
         # A single channel, a single map: the dimension goes.

@@ -8,6 +8,7 @@ import importlib
 import inspect
 import json
 import os
+import sqlite3
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -486,7 +487,8 @@ def test_two_projects_of_one_process_keep_their_runs_apart(
     assert "MLFLOW_TRACKING_URI" not in os.environ
     other = load_config(small_project.copy_data(tmp_path))
     experiments.use_tracking(pipeline.tracking_uri(other), experiment="other")
-    assert (tmp_path / "mlflow.db").exists()
+    with sqlite3.connect(tmp_path / "mlflow.db") as database:
+        assert ("other",) in database.execute("select name from experiments").fetchall()
     assert pipeline.tracking_uri(small_project.config) == small_project.tracking_uri
 
 
@@ -531,9 +533,10 @@ def test_the_deployments_of_a_clone_can_be_served(monkeypatch: pytest.MonkeyPatc
 
 
 @pytest.mark.parametrize("name", FLOWS)
-def test_each_flow_can_be_served_from_any_folder(
+def test_each_flow_can_be_served_from_any_folder_with_a_form_that_explains_itself(
     name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """Prefect's own parser reads docstrings of another style, and would leave the form bare."""
     from prefect.flows import load_flow_from_entrypoint
 
     monkeypatch.chdir(tmp_path)
@@ -543,6 +546,17 @@ def test_each_flow_can_be_served_from_any_folder(
     (one,) = serve.deployments_of(file)
     assert one.parameters == parameters
     assert load_flow_from_entrypoint(one.entrypoint).name == name
+    assert one.description
+    assert "\n" not in one.description
+    schema = one._parameter_openapi_schema
+    assert schema.required == list(parameters)
+    for parameter, field in schema.properties.items():
+        assert len(field.get("description", "")) > 10, parameter
+    if name == "detect":
+        assert schema.properties["mode"]["enum"] == ["causal", "fused"]
+        assert schema.properties["mode"]["default"] == "causal"
+        assert schema.properties["precision"]["enum"] == ["float32", "bfloat16", "int8"]
+        assert schema.properties["threshold"]["anyOf"][0]["exclusiveMaximum"] == 1
 
 
 def test_a_schedule_has_the_time_zone_that_it_names(tmp_path: Path) -> None:
@@ -554,7 +568,7 @@ def test_a_schedule_has_the_time_zone_that_it_names(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("change", "law"),
     [
-        ({"flow": "forget"}, r"deployments\.0\.flow: .*'promote'; found 'forget'"),
+        ({"flow": "forget"}, r"deployments\.0\.flow: .*'watch'; found 'forget'"),
         ({"name": ""}, r"deployments\.0\.name: .*; found ''"),
         ({"name": "a/b"}, r"deployments\.0\.name: .*; found 'a/b'"),
         ({"cron": "61 * * * *"}, r"deployments\.0\.cron: must be a cron .* found '61 \* \* \* \*'"),
@@ -603,6 +617,12 @@ def test_another_schema_and_no_file_are_refused(tmp_path: Path) -> None:
         serve.load_deployments(file)
     with pytest.raises(InputError, match=r"absent\.yaml: must be a readable text file"):
         serve.load_deployments(tmp_path / "absent.yaml")
+
+
+@pytest.mark.parametrize("pool", ["prefect-managed", "Prefect", "a/b", "a&b", ""])
+def test_a_pool_that_no_server_would_make_is_refused_before_it_is_asked(pool: str) -> None:
+    with pytest.raises(InputError, match=r"--pool .*: the name of a pool must not start with"):
+        serve._make_pool(pool)
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""The flows against real servers on loopback: a schedule that fires, a run that MLflow keeps.
+"""The flows on a laptop, against a real Prefect server on loopback: a schedule that fires.
 
 These tests also hold the pins of fastapi and sqlalchemy in pyproject.toml: with later ones `import
 prefect` passes all the same, but its server answers 422 or silently schedules nothing.
@@ -6,17 +6,8 @@ prefect` passes all the same, but its server answers 422 or silently schedules n
 
 from __future__ import annotations
 
-import json
-import os
-import re
 import signal
-import socket
-import subprocess
-import sys
-import time
-import urllib.request
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -26,92 +17,14 @@ import pytest
 import xarray as xr
 import yaml
 
-from medicane import experiments
-from medicane.config import Label, load_config, make_config
-from medicane.pipeline import Trained
-from medicane.store import open_store
-from tests.small_project import SETTINGS, SmallProject
-
-ROOT = Path(__file__).resolve().parents[2]
+from tests.processes import answers, environment, free_port, running, wait_for
+from tests.small_project import SmallProject
+from tests.team import artifacts
 
 pytestmark = pytest.mark.slow
 
 
 # --- servers --------------------------------------------------------------------------------------
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
-
-
-def environment(**more: str) -> dict[str, str]:
-    """This environment without what would lead a flow to somebody's own servers."""
-    kept = {k: v for k, v in os.environ.items() if not k.startswith(("PREFECT_", "MLFLOW_"))}
-    return {
-        **kept,
-        "PYTHONPATH": str(ROOT),
-        "PYTHONUNBUFFERED": "1",
-        "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
-        "MLFLOW_DISABLE_TELEMETRY": "true",
-        "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",
-        **more,
-    }
-
-
-@contextmanager
-def running(*command: str, log: Path, **options: Any) -> Iterator[subprocess.Popen[bytes]]:
-    """A process in a group of its own, all of which is gone afterwards."""
-    with log.open("wb") as sink:
-        process = subprocess.Popen(
-            [sys.executable, *command],
-            stdout=sink,
-            stderr=subprocess.STDOUT,
-            start_new_session=True,
-            **options,
-        )
-        try:
-            yield process
-        finally:
-            for number in (signal.SIGTERM, signal.SIGKILL):
-                try:
-                    os.killpg(process.pid, number)
-                except ProcessLookupError:
-                    break
-                try:
-                    process.wait(timeout=15)
-                except subprocess.TimeoutExpired:
-                    continue
-
-
-def wait_for(
-    what: str,
-    ready: Callable[[], Any],
-    *,
-    process: subprocess.Popen[bytes],
-    log: Path,
-    seconds: float,
-) -> Any:
-    """Ask until the answer is true; fail with the end of the log when time or the process ends."""
-    deadline = time.monotonic() + seconds
-    while time.monotonic() < deadline:
-        answer = ready()
-        if answer:
-            return answer
-        if process.poll() is not None:
-            break
-        time.sleep(0.5)
-    told = f"ended with {process.returncode}" if process.poll() is not None else f"not in {seconds}"
-    pytest.fail(f"{what}: {told}\n{log.read_text(errors='replace')[-6000:]}")
-
-
-def answers(url: str) -> bool:
-    try:
-        with urllib.request.urlopen(url, timeout=5) as reply:
-            return bool(reply.status == 200)
-    except OSError:
-        return False
 
 
 @pytest.fixture(scope="module")
@@ -139,35 +52,6 @@ def prefect(prefect_url: str) -> Iterator[Any]:
 
     with SyncPrefectClient(prefect_url) as client:
         yield client
-
-
-@pytest.fixture(scope="module")
-def mlflow_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """An MLflow server that keeps its artifacts itself; its address."""
-    home = tmp_path_factory.mktemp("mlflow")
-    port, log = free_port(), home / "server.log"
-    command = [
-        *("-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(port), "--workers", "1"),
-        *("--backend-store-uri", f"sqlite:///{home / 'mlflow.db'}"),
-        *("--artifacts-destination", str(home / "artifacts")),
-    ]
-    with running(*command, log=log, env=environment(), cwd=home) as process:
-        url = f"http://127.0.0.1:{port}"
-        wait_for(
-            "mlflow server",
-            lambda: answers(f"{url}/health"),
-            process=process,
-            log=log,
-            seconds=90,
-        )
-        yield url
-
-
-def artifacts(client: Any, key: str) -> list[Any]:
-    from prefect.client.schemas.filters import ArtifactFilter, ArtifactFilterKey
-
-    chosen = ArtifactFilter(key=ArtifactFilterKey(any_=[key]))
-    return list(client.read_artifacts(artifact_filter=chosen))
 
 
 # --- a schedule fires -----------------------------------------------------------------------------
@@ -249,190 +133,3 @@ def test_a_scheduled_detection_runs_and_its_schedule_survives_the_stop(
     assert [schedule.active for schedule in left.schedules] == [True]
     assert left.schedules[0].schedule.cron == "* * * * *"
     assert left.schedules[0].schedule.timezone == "UTC"
-
-
-# --- a run that MLflow keeps ----------------------------------------------------------------------
-
-
-@pytest.fixture(scope="module")
-def trained(
-    small_project: SmallProject,
-    prefect_url: str,
-    mlflow_url: str,
-    tmp_path_factory: pytest.TempPathFactory,
-) -> tuple[Path, Trained]:
-    """The train flow, with its evaluation, in a process of its own against both servers."""
-    folder = tmp_path_factory.mktemp("trained")
-    config_file = small_project.copy_data(folder)
-    script = (
-        "import sys; from flows.train import train;"
-        "print(train(sys.argv[1]).model_dump_json(), flush=True)"
-    )
-    done = subprocess.run(
-        [sys.executable, "-c", script, str(config_file)],
-        env=environment(
-            PREFECT_API_URL=prefect_url,
-            PREFECT_HOME=str(folder / "home"),
-            MLFLOW_TRACKING_URI=mlflow_url,
-            TF_CPP_MIN_LOG_LEVEL="3",
-            MPLBACKEND="Agg",
-        ),
-        capture_output=True,
-        text=True,
-        timeout=180,
-    )
-    assert done.returncode == 0, done.stderr[-6000:]
-    summary = next(line for line in done.stdout.splitlines() if line.startswith("{"))
-    return config_file, Trained.model_validate_json(summary)
-
-
-@pytest.fixture
-def mlflow(mlflow_url: str) -> Iterator[Any]:
-    """MLflow's client of the server."""
-    from mlflow import MlflowClient
-
-    return MlflowClient(tracking_uri=mlflow_url)
-
-
-def logged_text(client: Any, run_id: str, name: str, folder: Path) -> str:
-    return Path(client.download_artifacts(run_id, name, str(folder))).read_text(encoding="utf-8")
-
-
-def test_the_run_says_how_to_repeat_it(trained, mlflow, mlflow_url, tmp_path) -> None:
-    config_file, summary = trained
-    config = load_config(config_file)
-    digest = open_store(config.data.store).attrs["content_digest"]
-    run = mlflow.get_run(summary.run_id)
-    assert summary.tracking_uri == mlflow_url
-    assert run.info.status == "FINISHED"
-    assert mlflow.get_experiment(run.info.experiment_id).name == "small"
-
-    assert run.data.params["model.growth_rate"] == "4"
-    assert run.data.params["train.seed"] == "0"
-    assert run.data.params["train.learning_rate"] == "0.01"
-    assert run.data.params["label.version"] == "small-1"
-    whole = yaml.safe_load(logged_text(mlflow, summary.run_id, "config.yaml", tmp_path))
-    assert make_config(whole) == config
-    packages = logged_text(mlflow, summary.run_id, "environment.txt", tmp_path).splitlines()
-    assert any(line.startswith("keras==") for line in packages)
-    assert len(packages) > 50
-
-    assert run.data.tags["data_digest"] == digest
-    assert run.data.tags["label_version"] == "small-1"
-    assert run.data.tags["idealised_sea"] == "true"
-    assert run.data.tags["software_version"]
-    if experiments.git_commit() is None:  # a copy without its history
-        assert "git_commit" not in run.data.tags
-    else:
-        assert re.fullmatch(r"[0-9a-f]{40}(\+changes)?", run.data.tags["git_commit"])
-    (used,) = run.inputs.dataset_inputs
-    assert used.dataset.digest == digest[:36]
-    assert config.data.store in used.dataset.source
-    definition = logged_text(mlflow, summary.run_id, "label_definition.json", tmp_path)
-    assert Label.model_validate_json(definition) == config.label
-
-
-def test_the_run_keeps_curves_and_figures(trained, mlflow, tmp_path) -> None:
-    _, summary = trained
-    epochs = list(range(1, SETTINGS["train"]["epochs"] + 1))
-    for name in ("loss", "val_loss", "val_auc_pr", "learning_rate"):
-        curve = mlflow.get_metric_history(summary.run_id, name)
-        assert [point.step for point in curve] == epochs, name
-    metrics = mlflow.get_run(summary.run_id).data.metrics
-    assert metrics["threshold"] == pytest.approx(summary.threshold)
-    assert metrics["temperature"] == pytest.approx(summary.temperature)
-    figure = Path(mlflow.download_artifacts(summary.run_id, "figures", str(tmp_path)))
-    assert (figure / "training_curves.png").read_bytes().startswith(b"\x89PNG")
-
-
-def test_the_evaluation_is_logged_to_the_run_of_the_training(trained, mlflow, tmp_path) -> None:
-    config_file, summary = trained
-    folder = Path(mlflow.download_artifacts(summary.run_id, "evaluation/test", str(tmp_path)))
-    assert {path.name for path in folder.iterdir()} == {
-        "figures",
-        "forecast.nc",
-        "report.html",
-        "scores.json",
-    }
-    assert list((folder / "figures").glob("*.png"))
-    scores = json.loads((folder / "scores.json").read_text())
-    assert scores == json.loads((config_file.parent / "scores.json").read_text())
-    metrics = mlflow.get_run(summary.run_id).data.metrics
-    assert metrics["test_csi"] == pytest.approx(scores["models"]["detector"]["csi"]["value"])
-    assert mlflow.get_run(summary.run_id).info.status == "FINISHED"
-
-
-def test_the_registered_model_carries_its_definition(
-    trained, mlflow, mlflow_url, monkeypatch
-) -> None:
-    import mlflow as library
-
-    # MLflow writes the address into the environment, where flows of later tests would find a
-    # server that is gone by then.
-    monkeypatch.setenv("MLFLOW_TRACKING_URI", mlflow_url)
-
-    config_file, summary = trained
-    version = mlflow.get_model_version_by_alias("medicane", "challenger")
-    assert summary.model_uri == f"models:/medicane/{version.version}"
-    assert version.run_id == summary.run_id
-    label = load_config(config_file).label
-    assert Label.model_validate_json(version.tags["label_definition"]) == label
-    assert version.tags["label_version"] == "small-1"
-    assert version.tags["data_digest"] == mlflow.get_run(summary.run_id).data.tags["data_digest"]
-    assert float(version.tags["threshold"]) == pytest.approx(summary.threshold)
-
-    library.set_tracking_uri(mlflow_url)
-    described = library.models.get_model_info(summary.model_uri)
-    (maps,) = described.signature.inputs.inputs
-    assert (maps.name, maps.type) == ("maps", np.dtype("float32"))
-    assert maps.shape == (-1, -1, -1, -1, len(SETTINGS["data"]["channels"]))
-    (probability,) = described.signature.outputs.inputs
-    assert probability.shape == (-1, -1, 1)
-    assert described.saved_input_example_info is not None
-
-
-def test_a_fresh_process_loads_the_model_and_predicts(trained, mlflow_url, tmp_path) -> None:
-    script = """
-import json, sys, mlflow, numpy as np
-mlflow.set_tracking_uri(sys.argv[1])
-model = mlflow.pyfunc.load_model("models:/medicane@challenger")
-example = model.input_example
-answer = np.asarray(model.predict(example))
-import medicane
-print(json.dumps({"maps": np.shape(example["maps"]), "probability": answer[..., 0].tolist(),
-                  "shape": answer.shape, "code": medicane.__file__}))
-"""
-    # No PYTHONPATH: the code that loads the model came with it.
-    bare = {k: v for k, v in environment(TF_CPP_MIN_LOG_LEVEL="3").items() if k != "PYTHONPATH"}
-    done = subprocess.run(
-        [sys.executable, "-c", script, mlflow_url],
-        env=bare,
-        cwd=tmp_path,
-        capture_output=True,
-        text=True,
-        timeout=120,
-    )
-    assert done.returncode == 0, done.stderr[-6000:]
-    answer = json.loads(done.stdout.splitlines()[-1])
-    length = SETTINGS["sequences"]["length"]
-    assert answer["maps"][:2] == [1, length]
-    assert answer["shape"] == [1, length, 1]
-    assert all(0 < p < 1 for p in answer["probability"][0])
-    assert not Path(answer["code"]).is_relative_to(ROOT)
-
-
-def test_the_flow_run_links_to_the_mlflow_run_and_shows_the_scores(trained, prefect) -> None:
-    _, summary = trained
-    (link,) = artifacts(prefect, "mlflow-run")
-    assert summary.run_page is not None
-    assert summary.run_page.endswith(f"/runs/{summary.run_id}")
-    assert summary.run_page in link.data
-    assert answers(summary.run_page)
-    (table,) = artifacts(prefect, "score-table")
-    assert "| detector |" in table.data
-    assert "CSI" in table.data
-    assert all(
-        run.state.is_completed()
-        for run in prefect.read_flow_runs()
-        if run.id in (link.flow_run_id, table.flow_run_id)
-    )
