@@ -261,7 +261,7 @@ def test_a_clock_that_jumps_changes_nothing(way: Way, jumping_clock: dict[str, s
     values = yaml.safe_load(file.read_text(encoding="utf-8"))
     # No notices: faketime breaks what waits for a socket, or sleeps until a time.
     del values["watch"]["webhook"]
-    file.write_text(yaml.safe_dump(values), encoding="utf-8")
+    file.write_text(yaml.safe_dump(values, sort_keys=False), encoding="utf-8")
     for number, step in enumerate(WAY):
         if number:
             way.receive(step)
