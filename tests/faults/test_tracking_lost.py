@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import signal
 import subprocess
 import sys
 import time
@@ -24,7 +26,7 @@ pytestmark = pytest.mark.slow
 
 @contextmanager
 def mlflow_server(folder: Path, port: int) -> Iterator[subprocess.Popen[bytes]]:
-    """A tracking server that keeps runs and artifacts in a folder; killed at the end, not asked."""
+    """A tracking server that keeps runs and artifacts in a folder."""
     url, log = f"http://127.0.0.1:{port}", folder / "server.log"
     command = [
         *("-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(port), "--workers", "1"),
@@ -48,13 +50,14 @@ def test_a_server_lost_in_mid_training_costs_nothing(
     own = environment(MLFLOW_TRACKING_URI=url, MLFLOW_HTTP_REQUEST_MAX_RETRIES="1")
     about = {"cwd": ROOT, "env": own, "text": True}
 
-    with mlflow_server(folder, port):
+    with mlflow_server(folder, port) as server:
         training = subprocess.Popen(
             command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, **about
         )
         while not checkpoint.exists():
             assert training.poll() is None, training.communicate()
             time.sleep(0.01)
+        os.killpg(server.pid, signal.SIGKILL)  # asked, it would go on for seconds
     _, told = training.communicate(timeout=300)
     assert training.returncode == 2, told
     lines = told.splitlines()

@@ -103,10 +103,9 @@ class Forks:
         )
 
     def close(self) -> None:
-        """End it."""
-        assert self._process.stdin is not None
-        self._process.stdin.close()
-        self._process.wait(timeout=60)
+        """End it; it is waiting for an order."""
+        self._process.kill()
+        self._process.communicate()
 
     def order(
         self,
