@@ -36,6 +36,8 @@ pytestmark = pytest.mark.slow
 
 #: How many; `make faults` says sixty. The first of them are one of each command.
 KILLS = int(os.environ.get("FAULTS_KILLS", "4"))
+#: The longest of the others are left to `make faults` too.
+whole = pytest.mark.skipif("FAULTS_KILLS" not in os.environ, reason="run by make faults")
 #: Steps of `WAY` in the order in which they are killed; training has the most to lose.
 ORDER = (0, 2, 3, 5, 1, 2, 4, 6)
 #: A victim that has ended before it was killed is placed again, so often.
@@ -193,7 +195,9 @@ def size(folder: Path) -> int:
     return sum(-(-p.stat().st_size // 4096) * 4096 for p in folder.rglob("*") if p.is_file())
 
 
-@pytest.mark.parametrize("number", [0, 2, 3, 6])
+@pytest.mark.parametrize(
+    "number", [0, 3, pytest.param(2, marks=whole), pytest.param(6, marks=whole)]
+)
 def test_a_disk_that_is_full_or_read_only_is_one_line_and_nothing_lost(
     way: Way, disk: Disk, number: int
 ) -> None:
@@ -254,6 +258,7 @@ def jumping_clock(tmp_path: Path) -> Iterator[dict[str, str]]:
         thread.join()
 
 
+@whole
 def test_a_clock_that_jumps_changes_nothing(way: Way, jumping_clock: dict[str, str]) -> None:
     forks = way.new_forks(**jumping_clock)
     way.place(0)
