@@ -31,7 +31,7 @@ from medicane import pipeline
 from medicane.config import Config, Precision, load_config
 from medicane.pipeline.detection import file_digest, open_maps
 from medicane.predict import predict
-from medicane.runtime import open_encoder
+from medicane.runtime import has_bfloat16, open_encoder
 from medicane.store import read_block
 
 LENGTH = 12
@@ -105,6 +105,8 @@ def from_disk(config: Config, model: Path, grids: str, small: bool) -> Iterator[
         if precision in verdicts:
             passed = "unchanged" if verdicts[precision] else "CHANGED"
             note += f"; skill on validation {passed} by check-precision"
+        if precision == "bfloat16" and not has_bfloat16():
+            note += "; this processor has no bfloat16, and computes in float32"
         if verdicts.get(precision, True) is False and precision == "int8":
             yield Claim(f"disk to detections.nc, {precision}", "", "maps/s", None, note=note)
             continue

@@ -124,6 +124,8 @@ def unpack_channels_last(
         (map, latitude, longitude, channel), contiguous: where the values go.
     """
     n, *cells, _ = out.shape
+    if not channels:
+        return
     scale, offset = (
         np.tile(np.array(values, np.float32), math.prod(cells))
         for values in zip(*((packing.scale, packing.offset) for packing in packings), strict=True)

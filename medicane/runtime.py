@@ -161,8 +161,15 @@ def open_encoder(
                     raise InputError("--precision", law, found=str(error)) from None
                 LOG.warning("the encoder runs on Keras: OpenVINO cannot convert it (%s)", error)
                 return None
+    if precision == "bfloat16" and not has_bfloat16():
+        LOG.warning("this processor has no bfloat16: the encoder runs in float32, as exact as ever")
     LOG.info("the encoder runs on OpenVINO %s in %s", version, precision)
     return Encoder(entry / _GRAPH, precision=precision, one_by_one=one_by_one)
+
+
+def has_bfloat16() -> bool:
+    """Whether this processor computes in bfloat16; OpenVINO takes float32 where it does not."""
+    return "BF16" in _openvino().Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
 
 
 def quantised(encoder: keras.Model, *, digest: str, maps: Iterable[Maps]) -> Encoder:

@@ -42,6 +42,7 @@ COMMANDS = (
     "skill",
     "synth",
     "train",
+    "watch",
 )
 
 

@@ -94,6 +94,9 @@ def test_blocks_are_cut_as_the_chunks_are(tmp_path, monkeypatch):
     ],
 )
 def test_other_storage_is_left_to_the_library(tmp_path, storage):
+    with netCDF4.Dataset(tmp_path / "empty.nc", "w") as empty:
+        if storage.get("compression") == "zstd" and not empty.has_zstd_filter():
+            pytest.skip("the NetCDF library of this process has no zstd")
     variable = write(tmp_path / "x.nc", **storage)
     assert hdf5.Chunks(str(tmp_path / "x.nc"), "msl", variable).read(KEYS[0]) is None
 

@@ -363,6 +363,7 @@ def test_pictures_without_labels_take_those_of_the_catalogue(tmp_path) -> None:
     assert done.n_medicane > 0
 
 
+@pytest.mark.slow
 def test_the_whole_way_with_pictures(tmp_path) -> None:
     """Prepare, train one epoch, detect: every later picture gets a probability."""
     storms_in(tmp_path / "pictures")

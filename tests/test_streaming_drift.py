@@ -72,6 +72,7 @@ def sigmoid(x: Any) -> Any:
     return 1 / (1 + np.exp(-np.asarray(x, dtype=float)))
 
 
+@pytest.mark.slow
 def test_it_is_what_brute_force_finds(gru: keras.Model) -> None:
     """Each map, read at the end of every sequence that begins at a multiple of the length."""
     data = store()

@@ -297,7 +297,11 @@ class TestRefusals:
 
 
 def test_keras_backend_is_not_imported_by_the_package() -> None:
-    """TensorFlow stays behind Keras: no room names it."""
-    for source in sorted((ROOT / "medicane").rglob("*.py")):
-        assert "import tensorflow" not in source.read_text(encoding="utf-8"), source.name
+    """TensorFlow stays behind Keras: one module names it, for the sums of several workers."""
+    naming = [
+        source.name
+        for source in sorted((ROOT / "medicane").rglob("*.py"))
+        if "import tensorflow" in source.read_text(encoding="utf-8")
+    ]
+    assert naming == ["workers.py"]
     assert keras.backend.backend() in {"tensorflow", "jax", "torch"}

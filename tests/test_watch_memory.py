@@ -38,8 +38,12 @@ def test_thinned_restarts_stay_dense_near_the_end_and_stay_thinned(
         if other - one > 1:
             assert ends[other] - ends[one] <= 0.25 * (ends[-1] - ends[one + 1])
     assert thinned([ends[i] for i in kept]) == list(range(len(kept)))
-    later = ends + [ends[-1] + 1 + i for i in range(more)]
-    assert set(thinned(later)) <= set(kept) | set(range(len(ends), len(later)))
+    later = [ends[i] for i in kept]
+    for _ in range(more):  # as they come: what was dropped is gone
+        later.append(later[-1] + 1)
+        later = [later[i] for i in thinned(later)]
+    for one, other in itertools.pairwise(later):
+        assert other - one <= max(*steps, 0.25 * (later[-1] - one))
 
 
 def test_a_century_of_daily_restarts_is_thinned_to_some_dozens() -> None:

@@ -86,6 +86,7 @@ def test_what_comes_day_by_day_equals_one_run_and_a_rerun_changes_nothing(feed: 
     check_equals_one_run(feed)
 
 
+@pytest.mark.slow
 def test_late_and_revised_maps_are_put_right_and_told(feed: Feed) -> None:
     feed.put(1, 2, 3)
     feed.watch()
@@ -113,6 +114,7 @@ def test_late_and_revised_maps_are_put_right_and_told(feed: Feed) -> None:
     }
 
 
+@pytest.mark.slow
 def test_what_is_too_old_or_follows_on_nothing_is_left_and_reported(
     small_project: SmallProject, tmp_path: Path
 ) -> None:
@@ -152,6 +154,7 @@ def events_of(feed: Feed, least: int) -> float:
     raise AssertionError("the model is too even for this test")
 
 
+@pytest.mark.slow
 def test_each_onset_is_told_once_whatever_the_server_does(
     small_project: SmallProject,
     tmp_path: Path,
@@ -244,6 +247,7 @@ def times_in(detections: Path) -> Any:
     return read_detections(detections)[0]["time"].values if detections.exists() else ()
 
 
+@pytest.mark.slow
 def test_a_run_that_died_before_it_labelled_again_is_taken_up(feed: Feed) -> None:
     """The revised map is known by then, and would not be found a second time."""
     feed.put(1, 2, 3, 4)

@@ -164,6 +164,8 @@ class Run:
 
         self.held = held = _datetimes(standard.indexes[names.TIME], where="data.grids")
         chosen = held if start is None else held[held >= _moment(start)]
+        if not chosen.size and not self.known.size:
+            raise InputError("--start", f"the last map is of {iso(held[-1])}", found=start)
         if self.known.size:
             chosen = held[held >= self.known[0]]
             on = (chosen - self.known[0]) % self.step == np.timedelta64(0)
@@ -171,8 +173,6 @@ class Run:
             where, holder = "data.grids", "the model needs"
             on = np.zeros(chosen.size, bool)
             on[at_steps(chosen, step_hours=self.step_hours, where=where, holder=holder)] = True
-        if not chosen.size and not self.known.size:
-            raise InputError("--start", f"the last map is of {iso(held[-1])}", found=start)
         begun = chosen[0] if chosen.size else held[-1] + self.step
         self._leave(held[held < begun], "before the first detection or --start")
         self._leave(chosen[~on], f"not at a step of {self.step_hours} h")

@@ -229,8 +229,6 @@ def _write(
     )
     if n_again or (n_old and not new.size):
         _commit(group, about, chain, last, labels, times.size, previous=dict(group.attributes))
-    if new.size:
-        group.foresee("storm", labels["storm"][n_old:])
     parts = parts_of(source, new, most=BLOCK)
     for block in compute(source, parts, sea=sea, definition=config.label, last=last):
         start, stop = group.written, group.written + block.times.size
@@ -241,6 +239,8 @@ def _write(
             for i, (name, packing) in enumerate(packings.items())
         }
         chain = chained_digest(chain, block.times, list(packed.values()), block.lows)
+        if start == n_old:  # not before there is a block: what is refused leaves no trace
+            group.foresee("storm", labels["storm"][n_old:])
         group.append(
             {
                 names.TIME: block.times.astype("datetime64[s]").astype(np.int64),
