@@ -30,8 +30,9 @@ def processes(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
 
 
 @pytest.fixture
-def sea(small_project: SmallProject, tmp_path: Path) -> Path:
-    """A configuration of a sea whose store has not been written yet."""
+def sea(small_project: SmallProject, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A configuration of a sea whose store has not been written yet, in many small parts."""
+    monkeypatch.setattr("medicane.store.BLOCK", 24)
     file = small_project.copy_data(tmp_path)
     shutil.rmtree(tmp_path / "maps.zarr")
     return file

@@ -15,6 +15,7 @@ import os
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NamedTuple
 
+import dask
 import deflate
 import numpy as np
 import xarray as xr
@@ -61,8 +62,10 @@ class Chunks:
         rows *= max(1, AT_ONCE // (rows * math.prod(out.shape[1:])))
         (first, last), *rest = box
         cuts = [first, *range((first // rows + 1) * rows, last, rows), last]
+        # On a worker of a cluster, no more threads than it has.
+        threads = min(dask.config.get("num_workers", THREADS), THREADS)
         try:
-            with open(self._path, "rb") as file, ThreadPoolExecutor(THREADS) as pool:
+            with open(self._path, "rb") as file, ThreadPoolExecutor(threads) as pool:
                 if _stamp(file.fileno()) != index.stamp:
                     return None
 
