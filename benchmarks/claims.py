@@ -15,6 +15,7 @@ import statistics
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
 
@@ -122,6 +123,15 @@ def machine() -> dict[str, Any]:
         "python": platform.python_version(),
         "load_before": os.getloadavg()[0],
     }
+
+
+def resident_mb(key: str = "VmHWM") -> float:
+    """The most memory that this process has held (``VmRSS``: that it holds now), MB.
+
+    Not getrusage: its maximum includes the process that this one was forked from.
+    """
+    lines = Path("/proc/self/status").read_text("utf-8").splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith(key)) * 1024 / 1e6
 
 
 def cores() -> int:

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import gc
 import os
-import resource
 import shutil
 import subprocess
 import sys
@@ -25,7 +24,7 @@ import xarray as xr
 import xbatcher
 import yaml
 
-from benchmarks.claims import Claim, main, side_by_side
+from benchmarks.claims import Claim, main, resident_mb, side_by_side
 from medicane import model as detector
 from medicane import pipeline
 from medicane.config import Config, Precision, load_config
@@ -251,7 +250,7 @@ def peak_of(model: Path, n: int) -> None:
     encode = open_encoder(detector.encoder_of(network), digest=file_digest(model))
     assert encode is not None
     encode(np.zeros((BATCH, 41, 105, len(facts["channels"])), np.float32))
-    loaded = peak()
+    loaded = resident_mb()
     shape, levels = (41, 105), np.array([900.0, 600.0, 300.0])
     height = np.array([900.0, 4200.0, 9200.0])[:, None, None]
 
@@ -292,12 +291,7 @@ def peak_of(model: Path, n: int) -> None:
         encode=encode,
         where="lazy maps",
     )
-    print(loaded, peak())
-
-
-def peak() -> float:
-    """The most memory that this process has held, MB."""
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e3
+    print(loaded, resident_mb())
 
 
 if __name__ == "__main__":

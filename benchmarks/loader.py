@@ -28,7 +28,7 @@ import xarray as xr
 import xbatcher
 from scipy.ndimage import gaussian_filter
 
-from benchmarks.claims import Claim, main, side_by_side
+from benchmarks.claims import Claim, main, resident_mb, side_by_side
 from medicane import model as detector
 from medicane.batches import SequenceBatches
 from medicane.config import make_config
@@ -292,23 +292,16 @@ def memory(small: bool) -> Claim:
 
 
 BATCHES_READ = 150
-STATUS = Path("/proc/self/status")
 
 
 def peak(n: int) -> None:
     """Print the peak resident memory before and after batches were drawn, MB."""
     Epochs(lazy_record(200), memory=10**6, block=1)()  # what is imported at first use
-    before = peak_mb()
+    before = resident_mb()
     batches = Epochs(lazy_record(n), memory=300_000_000, block=1).batches
     for i in range(min(BATCHES_READ, len(batches))):
         _ = batches[i]
-    print(before, peak_mb())
-
-
-def peak_mb() -> float:
-    """Not getrusage: its maximum includes the process that this one was forked from."""
-    (line,) = [line for line in STATUS.read_text().splitlines() if line.startswith("VmHWM")]
-    return int(line.split()[1]) / 1000
+    print(before, resident_mb())
 
 
 def lazy_record(n: int) -> xr.DataArray:

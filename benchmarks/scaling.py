@@ -11,13 +11,12 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import xarray as xr
 
-from benchmarks.claims import Claim, Curve, cores, main
+from benchmarks.claims import Claim, Curve, cores, main, resident_mb
 from benchmarks.peak import CHANNELS, on_openvino, operations
 from medicane import model as detector
 from medicane import names
@@ -66,19 +65,13 @@ def seconds_for(model: Any, encode: Any, maps: xr.DataArray) -> float:
     return time.perf_counter() - begun
 
 
-def resident_mib(key: str) -> float:
-    """``VmRSS`` now or ``VmHWM`` at most, of this process."""
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return next(int(line.split()[1]) for line in lines if line.startswith(key)) / 1024
-
-
 def measure(small: bool) -> Iterator[Claim | Curve]:
     """Seconds against maps and cells, and the memory of the longest series."""
     shape = (16, 24) if small else (80, 160)
     lengths = [96, 192] if small else [1000, 3000, 10_000, 30_000, 100_000]
     model, encode = default_detector(small=small)
     seconds_for(model, encode, series(2 * CHUNK, shape))
-    before = resident_mib("VmRSS")
+    before = resident_mb("VmRSS")
     points = [(float(n), seconds_for(model, encode, series(n, shape))) for n in lengths]
     gflop = operations(detector.encoder_of(model), shape) / 1e9
     claim = f"labelling, {shape[0]} x {shape[1]} cells"
@@ -86,8 +79,8 @@ def measure(small: bool) -> Iterator[Claim | Curve]:
     yield Claim(
         claim=f"memory to label {lengths[-1]:,} maps, above that of the model",
         against="–",
-        unit="MiB",
-        ours=resident_mib("VmHWM") - before,
+        unit="MB",
+        ours=resident_mb() - before,
         target=500,
         note="the greatest resident set while labelling, less the resident set before",
     )
