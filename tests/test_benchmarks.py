@@ -135,6 +135,7 @@ def test_every_benchmark_says_what_it_measures() -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1500)  # beside other tests it may take twice its four minutes
 def test_all_benchmarks_run_small_and_fill_the_page(tmp_path: Path) -> None:
     """What `make bench SMALL=1` does; that it works, not how fast anything is."""
     out = tmp_path / "performance"
