@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
@@ -85,20 +85,35 @@ def maps_of(path: Path) -> tuple[dict[str, bytes | None], str]:
     return files, root["attributes"]["content_digest"]
 
 
+class Older(NamedTuple):
+    """Configuration, store, and what today's version makes of the same maps."""
+
+    config: Path
+    path: Path
+    new: tuple[dict[str, bytes | None], str]
+
+
 @pytest.fixture
 def medicane(capfd: pytest.CaptureFixture[str]) -> Medicane:
     return Medicane(capfd)
 
 
-def test_a_half_written_store_of_schema_1_is_told_and_prepared_anew(
-    small_project: SmallProject, tmp_path: Path, medicane: Medicane
-) -> None:
+@pytest.fixture
+def older(small_project: SmallProject, tmp_path: Path) -> Older:
+    """A project whose store a version with schema 1 has half written."""
     config = small_project.copy_data(tmp_path / "project")
     path = tmp_path / "project" / "maps.zarr"
     new = maps_of(path)
     store = open_store(path).load()
     shutil.rmtree(path)
     write_schema_1(path, store)
+    return Older(config, path, new)
+
+
+def test_a_half_written_store_of_schema_1_is_told_and_prepared_anew(
+    older: Older, medicane: Medicane
+) -> None:
+    config, path, new = older
     # It is what that version has left: plain Zarr, open to all.
     assert xr.open_zarr(path).sizes[names.TIME] == COMMITTED
     with untouched(path):
@@ -116,14 +131,9 @@ def test_a_half_written_store_of_schema_1_is_told_and_prepared_anew(
 
 
 def test_what_an_older_version_had_not_committed_is_begun_anew(
-    small_project: SmallProject, tmp_path: Path, medicane: Medicane
+    older: Older, medicane: Medicane
 ) -> None:
-    config = small_project.copy_data(tmp_path / "project")
-    path = tmp_path / "project" / "maps.zarr"
-    new = maps_of(path)
-    store = open_store(path).load()
-    shutil.rmtree(path)
-    write_schema_1(path, store)
+    config, path, new = older
     path.rename(path.with_name(".maps.zarr.partial"))
     medicane.done("prepare", "--config", config)
     assert maps_of(path) == new
