@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import ast
 import difflib
+import functools
 import itertools
 import json
 import re
@@ -68,10 +69,17 @@ def local(x: Fields, degrees: float, grid: Grid) -> Fields:
                 found=f"{degrees:g}",
             )
         size = 2 * min(half, n - 1) + 1
-        cells = np.rint(uniform_filter1d(np.ones(n), size, mode="constant") * size)
-        total = uniform_filter1d(mean, size, axis=axis, mode="constant") * size
-        mean = total / (cells[:, None] if axis == -2 else cells)
-    return np.asarray(x - mean)
+        cells = _cells(n, size)
+        mean = uniform_filter1d(mean, size, axis=axis, mode="constant")
+        mean *= size
+        mean /= cells[:, None] if axis == -2 else cells
+    return np.asarray(np.subtract(x, mean, out=mean))
+
+
+@functools.lru_cache(maxsize=8)
+def _cells(n: int, size: int) -> NDArray[np.float64]:
+    """Cells that there are, of `size`, around each of `n`: fewer at the edges."""
+    return np.asarray(np.rint(uniform_filter1d(np.ones(n), size, mode="constant") * size))
 
 
 def speed(u: Fields, v: Fields, grid: Grid) -> Fields:
@@ -240,6 +248,9 @@ def check_whole(
     InputError
         Naming the first time and field with a value that is missing or infinite.
     """
+    with np.errstate(invalid="ignore", over="ignore"):
+        if np.isfinite(fields.sum()):  # one pass, nothing kept: a cell that is not would tell
+            return
     whole = np.isfinite(fields).all(axis=(2, 3))
     if whole.all():
         return

@@ -94,9 +94,14 @@ class Packing:
 
     def pack(self, values: NDArray[np.floating]) -> NDArray[np.int16]:
         """The nearest integers to values that it `holds`, any shape."""
-        steps = np.subtract(values, self.offset, dtype=np.float64)
-        steps *= 1 / self.scale
-        return np.rint(steps, out=steps).astype(np.int16)
+        found = np.empty(np.shape(values), np.int16)
+        rows, out = np.atleast_1d(values), np.atleast_1d(found)  # views
+        steps = np.empty(rows[:1].shape)
+        for i in range(len(rows)):  # a map at a time: it stays in the processor's cache
+            np.subtract(rows[i : i + 1], self.offset, out=steps, dtype=np.float64)
+            steps *= 1 / self.scale
+            out[i : i + 1] = np.rint(steps, out=steps)
+        return found
 
     def unpack(self, packed: NDArray[np.int16]) -> NDArray[np.float32]:
         """The values, any shape."""

@@ -90,7 +90,7 @@ __all__ = [
 _log = logging.getLogger(__name__)
 
 #: Maps computed, checked and committed at once, about: what bounds the memory.
-BLOCK = 96
+BLOCK = 48
 #: Source files held open at once: each keeps up to 16 MB a variable of what it has inflated.
 OPEN_FILES = 4
 
@@ -128,10 +128,10 @@ def write_store(
 ) -> StoreSummary:
     """Write, resume or extend the map store of a configuration.
 
-    Open → standardise → derive → label → store, about `BLOCK` maps in memory at a time, and as many
-    being read. Running it again
-    adds the maps that are later than the last one stored, and brings the labels of all maps up to
-    the catalogue as it is now. What was committed stays, whatever goes wrong later.
+    Open → standardise → derive → label → store, about `BLOCK` maps in memory at a time, and twice
+    as many being read. Running it again adds the maps that are later than the last one stored, and
+    brings the labels of all maps up to the catalogue as it is now. What was committed stays,
+    whatever goes wrong later.
 
     Parameters
     ----------

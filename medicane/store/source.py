@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 import logging
+from collections import deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -24,9 +25,9 @@ from medicane.config import BUNDLED, Config, Data, Label
 from medicane.errors import InputError
 from medicane.grids import open_grids
 from medicane.labels import storms_of_labels
-from medicane.packing import Packing
+from medicane.packing import Packing, Reused
 from medicane.phase_space.lows import LastMap, lows_of_maps
-from medicane.sequences import at_steps
+from medicane.sequences import as_slice, at_steps
 from medicane.standardise import land_sea_mask, standardise
 from medicane.store.schema import LOWS
 
@@ -34,6 +35,8 @@ _log = logging.getLogger(__name__)
 
 #: The phase space needs these levels at least, hPa.
 LEAST_LEVELS = (900, 600, 300)
+#: Parts of the source that are read and derived at the same time.
+READERS = 2
 #: Packings are fitted to this many maps at most of one piece of the source in `SAMPLE_STEP` maps,
 #: two pieces at least and `SAMPLES` at most: 5 % of a record of years, less of a long one.
 SAMPLE, SAMPLE_STEP, SAMPLES = 96, 2_048, 64
@@ -232,7 +235,7 @@ def compute_blocks(
     definition: Label,
     last: LastMap | None,
 ) -> Iterator[Computed]:
-    """Channels and lows of parts of the source, in order; the next part is read meanwhile.
+    """Channels and lows of parts of the source, in order; the next two are read meanwhile.
 
     Parameters
     ----------
@@ -252,31 +255,32 @@ def compute_blocks(
     InputError
         If a map or a part of it is missing.
     """
-    with ThreadPoolExecutor(1) as reader:
-        ahead = [reader.submit(_read, source, part) for part in parts[:1]]
+    memory = Reused()
+    readers = min(dask.config.get("num_workers", READERS), READERS)
+    with ThreadPoolExecutor(readers) as pool:
+        reading = deque(pool.submit(_read, source, part, memory) for part in parts[:readers])
         for k, part in enumerate(parts):
-            fields = ahead.pop().result()
-            ahead += [reader.submit(_read, source, after) for after in parts[k + 1 : k + 2]]
+            fields = reading.popleft().result()
+            reading += [pool.submit(_read, source, p, memory) for p in parts[k + readers :][:1]]
             times = source.times[part]
             lows, last = _lows(source, fields, times, sea, definition, last)
             yield Computed(times, fields[0], lows, last)
 
 
-def _read(source: Source, part: NDArray[np.int64]) -> list[NDArray[np.float32]]:
+def _read(source: Source, part: NDArray[np.int64], memory: Reused) -> list[NDArray[np.float32]]:
     """Channels and, for the phase space, heights and pressure: what they share is read once."""
     # A slice is read as it is, an array of positions one run after another.
-    run = part[-1] - part[0] + 1 == part.size
-    at = {names.TIME: slice(int(part[0]), int(part[-1]) + 1) if run else part}
+    at = {names.TIME: as_slice(part)}
     wanted = [source.maps.isel(at).data]
     if source.levels:
         order = (names.TIME, names.LEVEL, names.LATITUDE, names.LONGITUDE)
         ds = source.ds.isel(at)
         zg = ds["zg"].sel({names.LEVEL: list(source.levels)})
         wanted += [zg.transpose(*order).data, ds["msl"].transpose(*order[:1], *order[2:]).data]
-    # Files are read one after another anyway, and each thread keeps memory of its own: on threads
-    # of dask the peak is half as high again. A scheduler that is asked for is taken.
-    computed = dask.compute(*wanted, scheduler=get_scheduler() or "synchronous")
-    fields = [np.ascontiguousarray(array, np.float32) for array in computed]
+    wanted = [da.asarray(array) for array in wanted]
+    fields = [memory.empty(array.shape) for array in wanted]
+    # Each reader is one thread. A scheduler that is asked for is taken.
+    da.store(wanted, fields, lock=False, scheduler=get_scheduler() or "synchronous")
     times = source.times[part]
     check_whole(fields[0], times, [f"channel {c}" for c in source.maps[names.CHANNEL].values])
     if source.levels:
