@@ -190,7 +190,7 @@ def on_both(**sections: Any) -> list[Config]:
 
 def test_where_maps_are_unpacked_changes_no_bit(store: xr.Dataset) -> None:  # noqa: F811
     maps = with_packed(store)
-    host, device = (train_detector(config, maps) for config in on_both())
+    host, device = (train_detector(config, maps) for config in on_both(model={"attention": "none"}))
     assert_same(device, host)
     assert [i.dtype for i in device.model.inputs] == ["float32"]
 
