@@ -199,11 +199,10 @@ def test_where_maps_are_unpacked_changes_no_bit(store: xr.Dataset) -> None:  # n
 @pytest.mark.parametrize(
     "sections",
     [
-        {"train": {"precision": "mixed_bfloat16", "variable_length": True}},
+        {"train": {"precision": "mixed_bfloat16", "variable_length": True, "loaders": 2}},
         {"model": {"label_feedback": True}, "train": {"epochs": 3, "curriculum": "unroll"}},
-        {"train": {"jit_compile": True, "ensemble": 2, "loaders": 2}},
     ],
-    ids=["16 bits", "labels fed back", "XLA"],
+    ids=["16 bits", "labels fed back"],
 )
 def test_nor_does_a_cut_of_a_training_on_packed_maps(
     store: xr.Dataset,  # noqa: F811
