@@ -10,7 +10,8 @@ maps in memory, where nothing is read. The others take fewer windows, and rates 
 of both sides were just written, and may well be in the memory of the system.
 
 The last rows are the memory of it, and what training waits for it: an epoch of `fit` from the disk
-against one of the same batches in memory.
+against one of the same batches in memory; and both with maps that stay packed until the network
+has them (``train.decode: device``), which on a processor saves the loader's work and no transfer.
 """
 
 from __future__ import annotations
@@ -51,7 +52,8 @@ def measure(small: bool) -> Iterator[Claim]:
         grids, store = Path(folder) / "era5.nc", Path(folder) / "maps.zarr"
         write_grids(grids, n, degrees)
         prepare(grids, store, degrees)
-        maps = open_store(store)["maps"]
+        ds = open_store(store, packed=True)
+        maps = ds["maps"]
         map_bytes = 4 * maps.size // n
         # A third of the record may be in memory; where it is long, no more than by default.
         held = min(300_000_000, n * map_bytes // 3)
@@ -88,6 +90,17 @@ def measure(small: bool) -> Iterator[Claim]:
                     rounds=rounds,
                     note=about,
                 )
+            packed_maps = Epochs(ds["packed"], memory=held, block=BLOCK)
+            packed_maps()
+            yield side_by_side(
+                packed_maps,
+                blocks,
+                claim=f"shuffled windows from disk, in blocks of {BLOCK}, left packed",
+                against="the same, unpacked on the host",
+                unit="windows/s",
+                rounds=rounds,
+                note=f"{about}; as much memory for either",
+            )
             # As one array, channels last already: the best that either can have.
             loaded = packed.load().to_array("channel").transpose(*DIMENSIONS, "channel")
         kept = Epochs(maps, memory=10**10, block=1)
@@ -105,7 +118,7 @@ def measure(small: bool) -> Iterator[Claim]:
                 rounds=rounds,
                 note="nothing is read or inflated: what is left of the ratio is no matter of disks",
             )
-        yield waiting(maps, small)
+        yield from waiting(ds, small)
     yield memory(small)
 
 
@@ -213,10 +226,12 @@ def together(batch: list[xr.Dataset | xr.DataArray]) -> np.ndarray:
 # --- training -------------------------------------------------------------------------------------
 
 
-def waiting(maps: xr.DataArray, small: bool) -> Claim:
-    """An epoch of training in blocks, from the disk against from memory."""
-    some = maps.isel(time=slice(0, 120 if small else 4 * (4 * BLOCK + LENGTH)))
-    record = Epochs(some, memory=2 * some.size, block=BLOCK).batches  # half of it in float32
+def waiting(ds: xr.Dataset, small: bool) -> Iterator[Claim]:
+    """An epoch of training in blocks, from the disk against from memory; and on packed maps."""
+    ds = ds.isel(time=slice(0, 120 if small else 4 * (4 * BLOCK + LENGTH)))
+    size = ds["maps"].size
+    record = Epochs(ds["maps"], memory=2 * size, block=BLOCK).batches  # half of it in float32
+    packed = Epochs(ds["packed"], memory=size, block=BLOCK).batches  # and half of it in int16
     kept = Kept([record[i] for i in range(len(record))])
     n = len(CHANNELS)
     means, deviations = (np.array([about[k] for about in CHANNELS.values()]) for k in (1, 2))
@@ -230,19 +245,25 @@ def waiting(maps: xr.DataArray, small: bool) -> Claim:
     )
     one = detector.build_detector(config, Statistics(tuple(CHANNELS), means, deviations, n))
     model = detector.sliding(one, length=LENGTH)
-    detector.compile_detector(model, config.train, steps=1000)
+    unpacking = detector.reading_packed(
+        model, scale=ds["scale_factor"].values, offset=ds["add_offset"].values
+    )
+    for network in (model, unpacking):
+        detector.compile_detector(network, config.train, steps=1000)
 
-    def epoch(batches: keras.utils.PyDataset) -> Callable[[], int]:
+    def epoch(network: keras.Model, batches: keras.utils.PyDataset) -> Callable[[], int]:
         def fit() -> int:
-            model.fit(batches, epochs=1, shuffle=False, verbose=0)
+            network.fit(batches, epochs=1, shuffle=False, verbose=0)
             return record.n_windows
 
         return fit
 
-    epoch(kept)()  # tracing
-    return side_by_side(
-        epoch(record),
-        epoch(kept),
+    from_disk, unpacked_last = epoch(model, record), epoch(unpacking, packed)
+    for first in (epoch(model, kept), unpacked_last):  # tracing
+        first()
+    yield side_by_side(
+        from_disk,
+        epoch(model, kept),
         claim=f"an epoch of training, from disk in blocks of {BLOCK}",
         against="the same batches, all in memory",
         unit="windows/s",
@@ -250,6 +271,15 @@ def waiting(maps: xr.DataArray, small: bool) -> Claim:
         rounds=1 if small else 3,
         note=f"{len(record)} steps of the compact encoder; what is short of 1 is waiting, and what "
         "reading takes from the processor",
+    )
+    yield side_by_side(
+        unpacked_last,
+        from_disk,
+        claim="an epoch of training, maps unpacked by the network",
+        against="unpacked on the host",
+        unit="windows/s",
+        rounds=1 if small else 3,
+        note="the same steps and weights; both on the processor, so that no transfer is saved",
     )
 
 

@@ -302,6 +302,8 @@ class Train(Section):
     loaders: int = Field(1, ge=1)
     #: Of two threads and more: memory of the batches that wait; two wait in any case, ten at most.
     prefetch_mb: int = Field(60, ge=1)
+    #: Where maps are unpacked from 16 bits: before they are handed to the device, or on it.
+    decode: Literal["host", "device"] = "host"
 
     @model_validator(mode="after")
     def _fits_together(self) -> Self:

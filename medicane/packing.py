@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 import xarray as xr
-from numpy.typing import NDArray
+from numpy.typing import DTypeLike, NDArray
 
 from medicane import names
 
@@ -109,6 +109,25 @@ class Packing:
         return np.add(values, np.float32(self.offset), out=values)
 
 
+def place_channels_last(
+    channels: Sequence[NDArray[np.int16]],
+    out: NDArray[np.int16],
+) -> None:
+    """Put maps of several channels, as they are packed, into one array, a few maps at a time.
+
+    Parameters
+    ----------
+    channels
+        (map, latitude, longitude) of each.
+    out
+        (map, latitude, longitude, channel): where the integers go.
+    """
+    for start in range(0, len(out), FEW):
+        part = slice(start, start + FEW)
+        for i, channel in enumerate(channels):
+            out[part, ..., i] = channel[part]
+
+
 def unpack_channels_last(
     channels: Sequence[NDArray[np.int16]],
     packings: Sequence[Packing],
@@ -139,8 +158,7 @@ def unpack_channels_last(
     for start in range(0, n, FEW):
         part = slice(start, min(start + FEW, n))
         integers = placed[: part.stop - start]
-        for i, channel in enumerate(channels):
-            integers[..., i] = channel[part]
+        place_channels_last([channel[part] for channel in channels], integers)
         values = out[part].reshape(len(integers), -1)
         values[:] = integers.reshape(values.shape)
         np.multiply(values, scale, out=values)
@@ -161,16 +179,16 @@ class Reused:
     def __reduce__(self) -> tuple[Any, ...]:
         return Reused, ()  # memory stays where it is
 
-    def empty(self, shape: tuple[int, ...]) -> NDArray[np.float32]:
+    def empty(self, shape: tuple[int, ...], dtype: DTypeLike = np.float32) -> NDArray[Any]:
         """An array of any values; it and what is cut from it may be kept as long as one likes."""
-        size = 4 * math.prod(shape)
+        size = np.dtype(dtype).itemsize * math.prod(shape)
         if not WORTH_KEEPING[0] <= size <= WORTH_KEEPING[1]:
-            return np.empty(shape, np.float32)
+            return np.empty(shape, dtype)
         piece = self._piece(size + ALIGNED)
         begin = -piece.ctypes.data % ALIGNED
         # Views of this array refer to it and not to the piece, since what it was made of is no
         # array. So it lives as long as the last of them.
-        flat = np.frombuffer(piece.data[begin : begin + size], np.float32)
+        flat = np.frombuffer(piece.data[begin : begin + size], dtype)
         weakref.finalize(flat, self._free.append, piece).atexit = False
         return flat.reshape(shape)
 
@@ -184,7 +202,9 @@ class Reused:
         return np.empty(size, np.uint8)
 
 
-def read_block(maps: xr.DataArray, start: int, stop: int) -> NDArray[np.float32]:
+def read_block(
+    maps: xr.DataArray, start: int, stop: int, *, dtype: DTypeLike = np.float32
+) -> NDArray[Any]:
     """Read maps `start` to `stop` (without it), channels last.
 
     Read first, transposed then: a lazy array that is transposed first is read cell by cell. Maps
@@ -196,11 +216,13 @@ def read_block(maps: xr.DataArray, start: int, stop: int) -> NDArray[np.float32]
         (time, channel, latitude, longitude) in any order, lazy or not.
     start, stop
         Positions along time, 0 ≤ start ≤ stop ≤ number of maps.
+    dtype
+        Of the values: int16 for maps that stay packed.
 
     Returns
     -------
     NDArray
-        (stop − start, latitude, longitude, channel) float32, contiguous; it may be the memory of
+        (stop − start, latitude, longitude, channel) of `dtype`, contiguous; it may be the memory of
         `maps` itself, so do not write into it.
 
     Raises
@@ -213,4 +235,4 @@ def read_block(maps: xr.DataArray, start: int, stop: int) -> NDArray[np.float32]
     # The variable alone: its coordinates need not be cut at each read.
     values = maps.variable.isel({names.TIME: slice(start, stop)}).values
     order = [maps.dims.index(name) for name in CHANNELS_LAST]
-    return np.ascontiguousarray(values.transpose(order), np.float32)
+    return np.ascontiguousarray(values.transpose(order), dtype)

@@ -144,6 +144,9 @@ def test_a_block_is_the_maps_channels_last(maps, tmp_path, kind):
     assert found.dtype == np.float32
     assert found.flags.c_contiguous
     np.testing.assert_array_equal(found, expected)
+    packed = read_block((maps * 100).astype(np.int16), 7, 31, dtype=np.int16)
+    assert packed.dtype == np.int16
+    np.testing.assert_array_equal(packed, (expected * 100).astype(np.int16))
 
 
 @pytest.mark.parametrize(("start", "stop"), [(-1, 3), (3, 2), (0, 51)])
@@ -192,6 +195,7 @@ def test_memory_is_used_again_once_nothing_refers_to_it():
     where = address(first)
     assert where % ALIGNED == 0
     del first
+    assert address(memory.empty((2 * BIG[0], *BIG[1:]), np.int16)) == where
     second = memory.empty(BIG)
     assert address(second) == where
     assert not np.shares_memory(second, memory.empty(BIG))

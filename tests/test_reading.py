@@ -103,6 +103,26 @@ def test_each_chunk_is_read_once_an_epoch_and_a_halo(form):
         assert held.chunks.sum() <= n // CHUNK * (1 + CHUNK / SPAN)
 
 
+def test_packed_maps_are_handed_out_as_they_are_and_take_half_the_memory():
+    """So twice as many may be mixed: a batch has windows of more spans."""
+    n = 9600
+    memory = n // 20 * MAP_BYTES
+    apart, held = {}, {}
+    for dtype in (np.float32, np.int16):
+        maps = np.broadcast_to(np.arange(n, dtype=dtype)[:, None, None, None], (n, *SHAPE))
+        array = xr.DataArray(maps, dims=("time", "channel", "latitude", "longitude"))
+        rows = windows(np.arange(n).astype("datetime64[h]"), length=LENGTH, step_hours=1)
+        data = SequenceBatches(array, rows, labels=np.zeros(n), memory=memory, seed=1)
+        middle = len(data) // 2
+        batch = data[middle][0]
+        assert batch.dtype == dtype
+        np.testing.assert_array_equal(batch[..., 0, 0, 0], data._current(0)[middle].rows)
+        apart[dtype] = np.unique(data._current(0)[middle].span).size
+        held[dtype] = sum(span.result().nbytes for span in data._held._held.values())
+        assert held[dtype] <= memory
+    assert apart[np.int16] > 1.5 * apart[np.float32]
+
+
 def test_random_runs_are_read_once_too():
     n = 9600
     runs = RandomRuns((np.arange(n),), length=LENGTH, maps_per_epoch=6 * n)

@@ -429,9 +429,27 @@ def test_an_extreme_beyond_the_packing_is_stored_whole_and_the_old_maps_stay(ext
         now["maps"][:60].sel(channel=others),
         xr.DataArray(old, before["maps"].coords).sel(channel=others),
     )
+    assert_packed_maps_are_the_maps(out)
     # Who opened the store before still reads what was there then.
     np.testing.assert_array_equal(before["maps"].values, old)
     assert write_store(recipe(extreme, out, "*.nc")).n_new == 0
+
+
+def assert_packed_maps_are_the_maps(path):
+    ds = open_store(path, packed=True)
+    packed, maps = ds["packed"], ds["maps"].values
+    assert packed.dtype == np.int16
+    assert not packed._in_memory
+    block = read_block(packed, 5, 50, dtype=np.int16)
+    assert block.flags.c_contiguous
+    scale, offset = (ds[name].values.astype(np.float32) for name in ("scale_factor", "add_offset"))
+    found = block * scale + offset
+    assert found.dtype == np.float32
+    np.testing.assert_array_equal(found, np.moveaxis(maps[5:50], 1, -1))
+    # However they are chosen: a part of them comes with its own scales.
+    part = packed.isel(time=[7, 3, 4], channel=[2, 0], latitude=slice(1, 5), longitude=3)
+    found = (part * part["scale_factor"] + part["add_offset"]).astype(np.float32)
+    np.testing.assert_array_equal(found, maps[[7, 3, 4]][:, [2, 0]][:, :, 1:5, 3])
 
 
 def test_killed_while_it_packs_anew_leaves_what_was_committed(extreme, out, monkeypatch):

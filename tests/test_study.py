@@ -121,6 +121,11 @@ def test_the_years_held_back_are_no_part_of_the_recipe(tmp_path: Path) -> None:
         ),
         ({"seas": {"benchmark": {"years": 1}}}, "name of its own; found ['benchmark']"),
         ({"wind": 3}, "wind: unknown key"),
+        (
+            {"change": {"train": {"workers": 2}}},
+            "row detector: train.workers: must be 1: only 'medicane train' is shared among workers"
+            "; found 2",
+        ),
     ],
 )
 def test_a_wrong_study_gets_one_clear_line(keys: Any, told: str, tmp_path: Path) -> None:

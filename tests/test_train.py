@@ -282,6 +282,13 @@ class TestRefusals:
         ):
             train_detector(configuration(model={"encoder": "densenet121"}), store)
 
+    def test_packed_maps_that_are_not_there(self, store: xr.Dataset) -> None:
+        config = configuration(train={"decode": "device"})
+        with pytest.raises(
+            InputError, match=r"train\.decode: device needs the packed maps of a map"
+        ):
+            train_detector(config, store)
+
     def test_not_one_whole_sequence(self, store: xr.Dataset) -> None:
         # A gap after every eighth map: no window of ten.
         shift = np.repeat(np.arange(50), 8) * np.timedelta64(10, "D")

@@ -14,6 +14,7 @@ import xarray as xr
 from medicane import model as detector
 from medicane.config import Config
 from medicane.errors import InputError
+from medicane.packing import Packing
 from medicane.predict import predict
 from medicane.train import TrainedDetector, remove_checkpoint, train_detector, training_facts
 from medicane.train.calibration import training_features
@@ -160,6 +161,57 @@ def test_variable_lengths_in_shuffled_order_with_labels_fed_in_are_trained_on(
     assert detector.facts_of(trained.model)["length"] == 10  # what detection reads
     assert 0.5 * took < trained.core_minutes <= took
     assert trained.n_parameters == sum(w.size for w in trained.model.get_weights())
+
+
+def with_packed(plain: xr.Dataset) -> xr.Dataset:
+    """The maps as they are once they were packed, and packed; the first in Pa, far from zero."""
+    maps = plain["maps"].values.astype(float)
+    maps[:, 0] = 101_325 + 300 * maps[:, 0]
+    channels = np.moveaxis(maps, 1, 0)
+    packings = [Packing.fit(one.min(), one.max(), about=one.mean()) for one in channels]
+    packed = [packing.pack(one) for packing, one in zip(packings, channels, strict=True)]
+    unpacked = [packing.unpack(one) for packing, one in zip(packings, packed, strict=True)]
+    dims = plain["maps"].dims
+    return plain.assign(
+        maps=(dims, np.stack(unpacked, axis=1)), packed=(dims, np.stack(packed, axis=1))
+    ).assign_coords(
+        scale_factor=("channel", [packing.scale for packing in packings]),
+        add_offset=("channel", [packing.offset for packing in packings]),
+    )
+
+
+def on_both(**sections: Any) -> list[Config]:
+    """A configuration that unpacks the maps on the host, and one that does on the device."""
+    return [
+        tiny(**{**sections, "train": {"epochs": 2, **sections.get("train", {}), "decode": where}})
+        for where in ("host", "device")
+    ]
+
+
+def test_where_maps_are_unpacked_changes_no_bit(store: xr.Dataset) -> None:  # noqa: F811
+    maps = with_packed(store)
+    host, device = (train_detector(config, maps) for config in on_both(model={"attention": "none"}))
+    assert_same(device, host)
+    assert [i.dtype for i in device.model.inputs] == ["float32"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "sections",
+    [
+        {"train": {"precision": "mixed_bfloat16", "variable_length": True, "loaders": 2}},
+        {"model": {"label_feedback": True}, "train": {"epochs": 3, "curriculum": "unroll"}},
+    ],
+    ids=["16 bits", "labels fed back"],
+)
+def test_nor_does_a_cut_of_a_training_on_packed_maps(
+    store: xr.Dataset,  # noqa: F811
+    tmp_path: Path,
+    sections: dict[str, Any],
+) -> None:
+    maps = with_packed(store)
+    host, device = on_both(**sections)
+    assert_same(trained_in_two_parts(device, maps, tmp_path, cut=1)[0], train_detector(host, maps))
 
 
 def test_a_training_that_diverges_ends_and_is_told(store: xr.Dataset) -> None:  # noqa: F811

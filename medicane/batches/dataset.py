@@ -46,8 +46,9 @@ class SequenceBatches(keras.utils.PyDataset):
 
     Item ``i`` is
 
-    * maps (batch, length, latitude, longitude, channel) float32; with `previous_label` a mapping of
-      ``maps`` and ``previous`` (batch, length, 1) float32, NaN where it is not told,
+    * maps (batch, length, latitude, longitude, channel) float32, or int16 where they are packed;
+      with `previous_label` a mapping of ``maps`` and ``previous`` (batch, length, 1) float32, NaN
+      where it is not told,
     * labels (batch, length, 1) float32: 1, or 0; unknown maps have 0 and no weight,
     * weights (batch, length) float32: 0 for unknown maps and for what fills up the end of a short
       sequence, else 1 or as given, times the importance of the sequence (see `hard_share`).
@@ -62,7 +63,9 @@ class SequenceBatches(keras.utils.PyDataset):
     Parameters
     ----------
     maps
-        (time, channel, latitude, longitude), lazy: those of a map store.
+        (time, channel, latitude, longitude), lazy: those of a map store. Integers of 16 bits are
+        handed out as they are, to a network that unpacks them (`medicane.model.reading_packed`);
+        all else as float32.
     windows
         (window, length) indices into time, in its order, from `medicane.sequences`; or
         `RandomRuns`, which are cut into sequences of many lengths, anew for each epoch.
@@ -92,8 +95,8 @@ class SequenceBatches(keras.utils.PyDataset):
     previous_label
         Epoch → share of the maps, 0 to 1, that are told the true label of the map before them.
     memory
-        Bytes of maps held at most (4 a value). Room for a few hundred maps is needed at least; with
-        less, windows are hardly shuffled and more is held than allowed.
+        Bytes of maps held at most (4 a value, 2 a packed one). Room for a few hundred maps is
+        needed at least; with less, windows are hardly shuffled and more is held than allowed.
     share
         (number, of how many): hand out this share of every batch, for a worker of several. Its
         weights make up for shares that are not of one size, so that the mean over the workers'
@@ -148,7 +151,8 @@ class SequenceBatches(keras.utils.PyDataset):
         queue: int = QUEUE,
     ) -> None:
         n = maps.sizes[names.TIME]
-        map_bytes = 4 * maps.size // n
+        dtype = np.dtype(np.int16 if maps.dtype == np.int16 else np.float32)
+        map_bytes = dtype.itemsize * maps.size // n
         self._known, self._positive = _checked_labels(labels, n)
         self._weights = self._known.astype(np.float32)
         if weights is not None:
@@ -193,7 +197,7 @@ class SequenceBatches(keras.utils.PyDataset):
         self.batch_size, self.block, self.seed, self.epoch = batch_size, block, seed, 0
         self.piece_length: int | None = None
         self._previous_label, self._share = previous_label, share
-        self._held = HeldMaps(maps, self._plan.spans)
+        self._held = HeldMaps(maps, self._plan.spans, dtype=dtype)
         self._laid_out: tuple[int, Epoch] | None = None
         self._begun, self._skipped, self._rest_is_done = False, 0, False
 

@@ -10,10 +10,11 @@ from __future__ import annotations
 
 import threading
 from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Any
 
 import numpy as np
 import xarray as xr
-from numpy.typing import NDArray
+from numpy.typing import DTypeLike, NDArray
 
 from medicane.batches.sampling import Indices
 from medicane.packing import Reused, read_block
@@ -107,18 +108,20 @@ class HeldMaps:
     ----------
     maps
         (time, channel, latitude, longitude), lazy.
+    dtype
+        What they are held and handed out as.
     """
 
-    def __init__(self, maps: xr.DataArray, spans: Spans) -> None:
-        self._maps, self._spans = maps, spans
-        self._held: dict[int, Future[NDArray[np.float32]]] = {}
+    def __init__(self, maps: xr.DataArray, spans: Spans, *, dtype: DTypeLike) -> None:
+        self._maps, self._spans, self._dtype = maps, spans, dtype
+        self._held: dict[int, Future[NDArray[Any]]] = {}
         self._lock = threading.Lock()
         self._readers = ThreadPoolExecutor(READERS, thread_name_prefix="maps")
         self._memory = Reused()
 
     def gather(
         self, rows: Indices, span: Indices, *, kept: NDArray[np.bool_], ahead: Indices
-    ) -> NDArray[np.float32]:
+    ) -> NDArray[Any]:
         """The maps of a batch: (batch, length, latitude, longitude, channel).
 
         Parameters
@@ -143,15 +146,16 @@ class HeldMaps:
                     self._held[i] = self._readers.submit(self._read, i)
             held = [self._held[i] for i in span.tolist()]
         starts = self._spans.start[span]
-        out = self._memory.empty((*rows.shape, *held[0].result().shape[1:]))
+        out = self._memory.empty((*rows.shape, *held[0].result().shape[1:]), self._dtype)
         for sequence, maps, at, start in zip(out, held, rows, starts, strict=True):
             np.take(maps.result(), at - start, axis=0, out=sequence, mode="clip")
         return out
 
-    def _read(self, i: int) -> NDArray[np.float32]:
-        return read_block(self._maps, int(self._spans.start[i]), int(self._spans.stop[i]))
+    def _read(self, i: int) -> NDArray[Any]:
+        start, stop = int(self._spans.start[i]), int(self._spans.stop[i])
+        return read_block(self._maps, start, stop, dtype=self._dtype)
 
 
-def _failed(reading: Future[NDArray[np.float32]]) -> bool:
+def _failed(reading: Future[NDArray[Any]]) -> bool:
     """Whether it has ended in an error: it is then tried again."""
     return reading.done() and reading.exception() is not None

@@ -37,6 +37,7 @@ from medicane.model.feedback import teacher_forced
 from medicane.model.heads import sequence_head
 from medicane.model.layers import Calibration, DetectorCard, FoldedTime
 from medicane.model.out_of_domain import fit_out_of_domain, knows_its_domain, reconstruction_error
+from medicane.model.packed import reading_packed
 from medicane.model.parts import (
     assemble,
     check_maps,
@@ -72,6 +73,7 @@ __all__ = [
     "location_map",
     "longest_sequence",
     "looks_ahead",
+    "reading_packed",
     "reconstruction_error",
     "save_detector",
     "set_calibration",

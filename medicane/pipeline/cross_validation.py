@@ -16,7 +16,7 @@ from medicane import __version__, names
 from medicane.config import Config
 from medicane.errors import InputError
 from medicane.pipeline.evaluation import forecast_split, headline
-from medicane.pipeline.steps import log_training
+from medicane.pipeline.steps import log_training, refuse_workers
 from medicane.pipeline.summaries import CrossValidated, Progress
 
 if TYPE_CHECKING:
@@ -77,12 +77,10 @@ def cross_validate(
     from medicane.folds import storm_folds, year_folds
     from medicane.store import open_store
 
-    if config.train.workers > 1:
-        law = "must be 1: only 'medicane train' is shared among workers"
-        raise InputError("train.workers", law, found=config.train.workers)
+    refuse_workers(config)
     if storms is not None and by != "storm":
         raise InputError("storms", "must be given by storm only", found=f"by {by}")
-    store = open_store(config.data.store)
+    store = open_store(config.data.store, packed=config.train.decode == "device")
     times, labels = store.indexes[names.TIME], store["medicane"].values
     ids = store["storm"].values
     if by == "storm":

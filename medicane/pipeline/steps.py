@@ -123,7 +123,7 @@ def train(
     from medicane.store.commits import sole_writer
     from medicane.train import join, remove_checkpoint
 
-    store = open_store(config.data.store)
+    store = open_store(config.data.store, packed=config.train.decode == "device")
     team = join(config.train.workers)
     if not team.first:
         law = "worker 0 alone registers the model; start the others with 'medicane train'"
@@ -254,6 +254,19 @@ def worker_number(config: Config) -> int:
     return named_workers(config.train.workers)[1]
 
 
+def refuse_workers(config: Config, *, where: str = "train.workers") -> None:
+    """Refuse to train with several workers where there is more to do than `train` does.
+
+    Raises
+    ------
+    InputError
+        If ``train.workers`` is more than 1.
+    """
+    if config.train.workers > 1:
+        law = "must be 1: only 'medicane train' is shared among workers"
+        raise InputError(where, law, found=config.train.workers)
+
+
 def train_along(config: Config) -> None:
     """Train as a worker other than the first, which tracks, registers and keeps the checkpoint.
 
@@ -267,7 +280,7 @@ def train_along(config: Config) -> None:
     from medicane.store import open_store
     from medicane.train import join, train_detector
 
-    store = open_store(config.data.store)
+    store = open_store(config.data.store, packed=config.train.decode == "device")
     team = join(config.train.workers)
     train_detector(config, store)
     team.total(0)

@@ -30,7 +30,7 @@ from medicane.config import Config, Sea, Section, Splits, first_fault, make_conf
 from medicane.errors import InputError
 from medicane.normalise import Statistics, training_statistics
 from medicane.pipeline.evaluation import MODEL_NAME
-from medicane.pipeline.steps import prepare, synthesise, train
+from medicane.pipeline.steps import prepare, refuse_workers, synthesise, train
 
 LOG = logging.getLogger(__name__)
 
@@ -162,7 +162,8 @@ def place_study(file: Path, folder: Path) -> Placed:
     Raises
     ------
     InputError
-        For an unknown or wrong key in either file or in what a row changes, naming it.
+        For an unknown or wrong key in either file or in what a row changes, naming it; several
+        workers are wrong in a study.
     """
     values = read_yaml(file)
     try:
@@ -171,7 +172,7 @@ def place_study(file: Path, folder: Path) -> Placed:
         raise InputError(file, first_fault(error)) from None
     placed = Placed(study, read_yaml(file.parent / study.recipe), folder)
     for row in study.rows:
-        placed.config(row)
+        refuse_workers(placed.config(row), where=f"row {row}: train.workers")
     return placed
 
 

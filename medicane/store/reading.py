@@ -1,4 +1,4 @@
-"""The maps of a store as one lazy array of float32, unpacked as they are read."""
+"""The maps of a store as one lazy array: float32, unpacked as they are read, or as they lie."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from xarray.core import indexing
 
 from medicane import names
 from medicane.errors import InputError
-from medicane.packing import Packing, Reused, unpack_channels_last
+from medicane.packing import Packing, Reused, place_channels_last, unpack_channels_last
 from medicane.store.chunks import ChunkFiles
 from medicane.store.restarts import Restart
 from medicane.store.schema import (
@@ -37,17 +37,23 @@ AT_ONCE = 24
 
 
 class PackedMaps(BackendArray):
-    """Lazy (time, channel, latitude, longitude) float32 over one packed array for each channel.
+    """Lazy (time, channel, latitude, longitude) over one packed array for each channel.
 
-    What is read lies in memory channels last, under the same shape, for that is how the detector
-    takes it. Any outer indexing reads what it needs and no other map; neighbouring maps are read
-    together.
+    float32, or with ``unpack=False`` the int16 that are stored. What is read lies in memory
+    channels last, under the same shape, for that is how the detector takes it. Any outer indexing
+    reads what it needs and no other map; neighbouring maps are read together.
     """
 
-    def __init__(self, channels: Sequence[tuple[Rows, Packing]], shape: tuple[int, ...]) -> None:
+    def __init__(
+        self,
+        channels: Sequence[tuple[Rows, Packing]],
+        shape: tuple[int, ...],
+        *,
+        unpack: bool = True,
+    ) -> None:
         self._channels = list(channels)
         self.shape = (shape[0], len(self._channels), *shape[1:])
-        self.dtype = np.dtype(np.float32)
+        self.dtype = np.dtype(np.float32 if unpack else np.int16)
         self._memory = Reused()
 
     def __getitem__(self, key: indexing.ExplicitIndexer) -> Any:
@@ -55,21 +61,22 @@ class PackedMaps(BackendArray):
             key, self.shape, indexing.IndexingSupport.OUTER, self._read
         )
 
-    def _read(self, key: tuple[Any, ...]) -> NDArray[np.float32]:
+    def _read(self, key: tuple[Any, ...]) -> NDArray[Any]:
         time, channel, latitude, longitude = key
         maps = np.arange(self.shape[0])[time]
         chosen = np.arange(self.shape[1])[channel]
         channels = [self._channels[i] for i in np.atleast_1d(chosen)]
-        out = self._memory.empty((maps.size, *self.shape[2:], len(channels)))
+        out = self._memory.empty((maps.size, *self.shape[2:], len(channels)), self.dtype)
         done = 0
         for first, last in _runs(np.atleast_1d(maps)):
             for start in range(first, last, AT_ONCE):
                 stop = min(start + AT_ONCE, last)
-                unpack_channels_last(
-                    [rows(start, stop) for rows, _ in channels],
-                    [packing for _, packing in channels],
-                    out[done : done + stop - start],
-                )
+                read = [rows(start, stop) for rows, _ in channels]
+                part = out[done : done + stop - start]
+                if self.dtype == np.int16:
+                    place_channels_last(read, part)
+                else:
+                    unpack_channels_last(read, [packing for _, packing in channels], part)
                 done += stop - start
         found = np.moveaxis(out, -1, 1)[..., longitude][:, :, latitude]
         # A single channel, a single map: the dimension goes.
@@ -77,7 +84,7 @@ class PackedMaps(BackendArray):
         return found if np.ndim(maps) else found[0]
 
 
-def open_store(path: str | Path, *, incomplete: bool = False) -> xr.Dataset:
+def open_store(path: str | Path, *, incomplete: bool = False, packed: bool = False) -> xr.Dataset:
     """Open a map store lazily: what ``xr.open_zarr(path)`` opens, the channels as one array.
 
     Values are read when they are indexed, without dask; ``.chunk(time=96)`` brings it in.
@@ -88,6 +95,10 @@ def open_store(path: str | Path, *, incomplete: bool = False) -> xr.Dataset:
         Folder or URI.
     incomplete
         Accept the beginning of a record whose preparation has not ended.
+    packed
+        The maps a second time as they are stored, ``packed(time, channel, latitude, longitude)``
+        int16, with coordinates ``scale_factor(channel)`` and ``add_offset(channel)``: ``maps`` is
+        ``packed · scale_factor + add_offset`` in float32, to the bit.
 
     Returns
     -------
@@ -106,18 +117,26 @@ def open_store(path: str | Path, *, incomplete: bool = False) -> xr.Dataset:
             "its preparation must have ended: run 'medicane prepare' again",
             found=f"{ds.sizes[names.TIME]} maps so far",
         )
-    grid = (ds.sizes[names.LATITUDE], ds.sizes[names.LONGITUDE])
-    maps = xr.Variable(
-        (names.TIME, names.CHANNEL, names.LATITUDE, names.LONGITUDE),
-        indexing.LazilyIndexedArray(
-            PackedMaps(list(channels.values()), (ds.sizes[names.TIME], *grid))
-        ),
-        {"long_name": "channels of the maps; their units are in the attribute channels"},
-    )
+    dims = (names.TIME, names.CHANNEL, names.LATITUDE, names.LONGITUDE)
+    shape = tuple(ds.sizes[name] for name in dims if name != names.CHANNEL)
+
+    def lazy(*, unpack: bool) -> xr.Variable:
+        stored = PackedMaps(list(channels.values()), shape, unpack=unpack)
+        told = "channels of the maps; their units are in the attribute channels"
+        return xr.Variable(dims, indexing.LazilyIndexedArray(stored), {"long_name": told})
+
     # Zarr gives strings of variable width, which few libraries take; ids are few and short.
     ids = np.asarray(ds["storm"].values, dtype=object).astype(str)
     ds = ds.drop_vars(list(channels))
-    return ds.assign(maps=maps, storm=(names.TIME, ids, ds["storm"].attrs))
+    ds = ds.assign(maps=lazy(unpack=True), storm=(names.TIME, ids, ds["storm"].attrs))
+    if not packed:
+        return ds
+    steps = [packing for _, packing in channels.values()]
+    ds = ds.assign(packed=lazy(unpack=False))
+    return ds.assign_coords(
+        scale_factor=(names.CHANNEL, [packing.scale for packing in steps]),
+        add_offset=(names.CHANNEL, [packing.offset for packing in steps]),
+    )
 
 
 def maps_where(store: xr.Dataset, mask: NDArray[np.bool_]) -> xr.Dataset:

@@ -82,7 +82,7 @@ def fit_member(
     if config.train.precision != "float32":
         keras.utils.set_random_seed(config.train.seed)
         trained = detector.build_detector(config, statistics, precision=config.train.precision)
-    fitted = team.shared(_fitted_form(trained, config))
+    fitted = team.shared(_fitted_form(trained, config, training_maps(config, store)))
     detector.compile_detector(fitted, config.train, steps=epochs * len(batches))
     unroll = None
     if config.train.curriculum == "unroll":
@@ -147,14 +147,35 @@ def windows_per_block(config: Config) -> int:
     return train.block if apply else 1
 
 
-def _fitted_form(model: keras.Model, config: Config) -> keras.Model:
+def training_maps(config: Config, store: xr.Dataset) -> xr.DataArray:
+    """The maps that batches are made of: as float32, or packed, for the device to unpack them.
+
+    Raises
+    ------
+    InputError
+        If ``train.decode`` is ``device`` and the store does not come with its packed maps.
+    """
+    if config.train.decode == "host":
+        return store["maps"]
+    if "packed" not in store:
+        law = "device needs the packed maps of a map store: open_store(…, packed=True)"
+        raise InputError("train.decode", law, found="maps that are not packed")
+    return store["packed"]
+
+
+def _fitted_form(model: keras.Model, config: Config, maps: xr.DataArray) -> keras.Model:
     """What Keras fits: the detector, or a form of it for training that shares its weights."""
+    form = model
     if config.model.label_feedback:
-        return detector.teacher_forced(model)
-    if windows_per_block(config) > 1:
+        form = detector.teacher_forced(model)
+    elif windows_per_block(config) > 1:
         sequences = config.sequences
-        return detector.sliding(model, length=sequences.length, stride=sequences.stride)
-    return model
+        form = detector.sliding(model, length=sequences.length, stride=sequences.stride)
+    if config.train.decode == "host":
+        return form
+    return detector.reading_packed(
+        form, scale=maps["scale_factor"].values, offset=maps["add_offset"].values
+    )
 
 
 def training_batches(
@@ -170,7 +191,8 @@ def training_batches(
     Raises
     ------
     InputError
-        If no window fits in, or hard negatives are asked for and the store has no lows.
+        If no window fits in, hard negatives are asked for and the store has no lows, or
+        `training_maps` are not to be had.
     """
     train, times, length = config.train, store.indexes[names.TIME], config.sequences.length
     step = config.data.step_hours
@@ -207,7 +229,8 @@ def training_batches(
         "workers": train.loaders,
         "queue": train.prefetch_mb * 1_000_000,
     }
-    batches = SequenceBatches(store["maps"], windows, **about)
+    maps = training_maps(config, store)
+    batches = SequenceBatches(maps, windows, **about)
     if not train.variable_length:
         return batches
     inside = np.flatnonzero(mask)
@@ -217,7 +240,7 @@ def training_batches(
         # As many maps an epoch as of windows: the rows of a comparison stay fair.
         maps_per_epoch=batches.n_windows * length,
     )
-    return SequenceBatches(store["maps"], runs, **about)
+    return SequenceBatches(maps, runs, **about)
 
 
 def scheduled_sampling(epochs: int) -> Callable[[int], float]:

@@ -20,7 +20,7 @@ from medicane.errors import InputError
 from medicane.normalise import Statistics, training_statistics
 from medicane.sequences import split_times
 from medicane.train.calibration import calibrate, learn_domain
-from medicane.train.members import Member, fit_member
+from medicane.train.members import Member, fit_member, training_maps
 from medicane.train.progress import OnEpoch
 
 
@@ -86,7 +86,8 @@ def train_detector(
     config
         ``sequences``, ``splits``, ``model``, ``train``, ``label`` and ``detect`` are read.
     store
-        A prepared map store (`medicane.store.open_store`), lazy.
+        A prepared map store (`medicane.store.open_store`), lazy; with its packed maps where
+        ``train.decode`` is ``device``.
     statistics
         Those of the training split, where they are known already; by default a pass over its maps.
     checkpoint
@@ -106,7 +107,8 @@ def train_detector(
     ------
     InputError
         If training or validation hold no medicane or not one sequence, if the grid is too small for
-        the encoder, or if the store has other channels than the configuration.
+        the encoder, if the store has other channels than the configuration, or if packed maps are
+        asked for and not there.
     """
     started, cpu_started = time.monotonic(), time.process_time()
     _check_store(config, store)
@@ -213,6 +215,7 @@ def _check_store(config: Config, store: xr.Dataset) -> None:
             f"the {config.model.encoder} encoder needs a grid of at least {least} x {least} cells",
             found=f"{shape[0]} x {shape[1]}",
         )
+    training_maps(config, store)
 
 
 def _member_config(config: Config, number: int) -> Config:
