@@ -6,7 +6,7 @@ them, when they are used.
 
 import os
 
-# TensorFlow reads these when it is imported; what is set already stands. oneDNN's kernels, which it
+# TensorFlow reads these when it starts; what is set already stands. oneDNN's kernels, which it
 # takes by itself only on processors with instructions for int8, and an allocator that keeps memory
 # for the next step instead of clearing fresh pages: together they halve a step of training.
 os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "1")
