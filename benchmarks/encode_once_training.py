@@ -6,6 +6,9 @@ loading is no part of it. What the blocks leave as it is (loss and gradients) th
 
 from __future__ import annotations
 
+import statistics
+import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -17,18 +20,21 @@ from benchmarks.claims import Claim, main, side_by_side
 from medicane import model as detector
 from medicane.config import Config, make_config
 from medicane.normalise import Statistics
+from medicane.train.fused import fuse_batch_normalisation
 
 CHANNELS = ("msl_local", "u10", "v10", "thickness_900_600_local", "thickness_600_300_local", "lsm")
 LENGTH = 12
 #: Cells of the maps: those of a quarter degree, about, and small ones to see that it works.
 SHAPE, SMALL_SHAPE = (80, 160), (16, 24)
+#: What takes the encoder over time: the project's own layer, and Keras'.
+FORMS: dict[str, Any] = {"folded": None, "TimeDistributed": keras.layers.TimeDistributed}
+#: As the first argument: print what a form takes until it is warm.
+WARM_UP = "warm-up"
 
 
 def measure(small: bool) -> Iterator[Claim]:
     """Windows of training a second, and a step and the first epoch against ``TimeDistributed``."""
-    config = configuration(small)
-    shape = SMALL_SHAPE if small else SHAPE
-    maps = np.random.default_rng(0).normal(size=(80, *shape, len(CHANNELS))).astype(np.float32)
+    config, maps = configuration(small), noise(small)
     sides = {block: trainer(config, maps, block) for block in (1, config.train.block)}
     for step in sides.values():
         step(), step()  # tracing, and again with the variables that the first step has made
@@ -41,10 +47,17 @@ def measure(small: bool) -> Iterator[Claim]:
         unit="windows/s",
         target=8,
         rounds=1 if small else 3,
-        note=f"{shape[0]} x {shape[1]} cells, {len(CHANNELS)} channels, {LENGTH} maps a window; "
-        f"{config.train.batch_size * LENGTH} maps a step at most on either side",
+        note=f"{maps.shape[1]} x {maps.shape[2]} cells, {len(CHANNELS)} channels, "
+        f"{LENGTH} maps a window; {config.train.batch_size * LENGTH} maps a step at most "
+        "on either side",
     )
-    yield from _against_time_distributed(config, maps, small)
+    yield from _against_time_distributed(config, maps, sides[block], small)
+
+
+def noise(small: bool) -> np.ndarray:
+    """Maps (time, H, W, C) that windows and blocks are taken of."""
+    shape = (80, *(SMALL_SHAPE if small else SHAPE), len(CHANNELS))
+    return np.random.default_rng(0).normal(size=shape).astype(np.float32)
 
 
 def configuration(small: bool) -> Config:
@@ -74,6 +87,8 @@ def trainer(config: Config, maps: np.ndarray, block: int, *, wrap: Any = None) -
     """
     keras.utils.set_random_seed(0)
     model = network(config, wrap)
+    if wrap is None:
+        fuse_batch_normalisation(model)  # as `train` does
     fitted = model if block == 1 else detector.sliding(model, length=LENGTH)
     detector.compile_detector(fitted, config.train, steps=1000)
     width = LENGTH + block - 1
@@ -104,44 +119,76 @@ def network(config: Config, wrap: Any = None) -> keras.Model:
     return keras.Model(maps, probability)
 
 
-def _against_time_distributed(config: Config, maps: np.ndarray, small: bool) -> Iterator[Claim]:
+def _against_time_distributed(
+    config: Config, maps: np.ndarray, blocks: Callable[[], int], small: bool
+) -> Iterator[Claim]:
     """Warm-up and step of the folded form, window by window, and of Keras' own layer."""
     of = (LENGTH, *maps.shape[1:3], len(CHANNELS))
     about = f"one batch of {config.train.batch_size} windows of {' x '.join(map(str, of))}"
-    folded, unrolled = None, None
-    seconds = []
-    for wrap in (None, keras.layers.TimeDistributed):
-        begun = time.perf_counter()
-        step = trainer(config, maps, 1, wrap=wrap)
-        step(), step()
-        seconds.append(time.perf_counter() - begun)
-        folded, unrolled = (step, None) if wrap is None else (folded, step)
+    theirs = "keras.layers.TimeDistributed"
+    rounds = 1 if small else 3
+    seconds = [[_in_a_process(form, small) for form in FORMS] for _ in range(rounds)]
+    ratios = [unrolled / folded for folded, unrolled in seconds]
     yield Claim(
         claim="building, tracing and the first two steps of training, time folded into the batch",
-        against="keras.layers.TimeDistributed",
+        against=theirs,
         unit="s",
-        ours=seconds[0],
-        theirs=seconds[1],
-        ratio=seconds[1] / seconds[0],
-        low=seconds[1] / seconds[0],
-        high=seconds[1] / seconds[0],
+        ours=statistics.median(folded for folded, _ in seconds),
+        theirs=statistics.median(unrolled for _, unrolled in seconds),
+        ratio=statistics.median(ratios),
+        low=min(ratios),
+        high=max(ratios),
         target=5,
-        note=f"{about}; measured once: a second time something would be warm",
+        note=f"{about}; each time a new process, after its imports",
     )
-    assert folded is not None
-    assert unrolled is not None
+    folded, unrolled = (trainer(config, maps, 1, wrap=wrap) for wrap in FORMS.values())
+    for step in (folded, unrolled):
+        step(), step()
     folded(), unrolled()  # a new seed, that of the second network, empties TensorFlow's caches
     yield side_by_side(
         folded,
         unrolled,
         claim="a step of training after that, time folded into the batch",
-        against="keras.layers.TimeDistributed",
+        against=theirs,
         unit="windows/s",
         target=1.6,
-        rounds=1 if small else 3,
+        rounds=rounds,
         note=about,
+    )
+    blocks()
+    yield side_by_side(
+        blocks,
+        unrolled,
+        claim=f"a step of training as `train` takes it, blocks of {config.train.block} windows",
+        against=theirs,
+        unit="windows/s",
+        rounds=rounds,
+        note=f"{about}, and as many maps in blocks",
     )
 
 
+def _in_a_process(form: str, small: bool) -> float:
+    """What `warm_up` tells of a form in a process where nothing is warm."""
+    done = subprocess.run(
+        [sys.executable, "-m", "benchmarks.encode_once_training", WARM_UP, form, str(int(small))],
+        stdout=subprocess.PIPE,
+        text=True,
+        check=True,
+    )
+    return float(done.stdout.split()[-1])
+
+
+def warm_up(form: str, small: bool) -> float:
+    """Seconds until a network has been built and traced and has taken two steps."""
+    config, maps = configuration(small), noise(small)
+    begun = time.perf_counter()
+    step = trainer(config, maps, 1, wrap=FORMS[form])
+    step(), step()
+    return time.perf_counter() - begun
+
+
 if __name__ == "__main__":
-    main(measure)
+    if sys.argv[1:2] == [WARM_UP]:
+        print(warm_up(sys.argv[2], sys.argv[3] == "1"))
+    else:
+        main(measure)

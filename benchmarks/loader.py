@@ -36,6 +36,7 @@ from medicane.config import make_config
 from medicane.normalise import Statistics
 from medicane.sequences import windows
 from medicane.store import open_store, write_store
+from medicane.train.fused import fuse_batch_normalisation
 
 CHANNELS = {"msl": ("Pa", 101_300, 900), "u10": ("m s-1", 2, 5), "v10": ("m s-1", -1, 5)} | {
     "t2m": ("K", 290, 4),
@@ -244,6 +245,7 @@ def waiting(ds: xr.Dataset, small: bool) -> Iterator[Claim]:
         }
     )
     one = detector.build_detector(config, Statistics(tuple(CHANNELS), means, deviations, n))
+    fuse_batch_normalisation(one)  # as `train` does
     model = detector.sliding(one, length=LENGTH)
     unpacking = detector.reading_packed(
         model, scale=ds["scale_factor"].values, offset=ds["add_offset"].values

@@ -23,6 +23,7 @@ from medicane.config import Config, make_config
 from medicane.normalise import Statistics
 from medicane.pipeline.detection import file_digest
 from medicane.runtime import open_encoder
+from medicane.train.fused import fuse_batch_normalisation
 
 CHANNELS = ("msl", "u10", "v10", "thickness_900_600", "thickness_600_300", "lsm")
 SHAPE = (80, 160)
@@ -136,6 +137,7 @@ def measure(small: bool) -> Iterator[Claim]:
                 note=about,
             )
         train = config.train
+        fuse_batch_normalisation(model)  # as `train` does
         detector.compile_detector(model, train, steps=100)
         length = 12
         count = 1 if small else (96 if name == "compact" else 48) // length

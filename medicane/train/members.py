@@ -22,6 +22,7 @@ from medicane.errors import InputError
 from medicane.normalise import Statistics
 from medicane.sequences import contiguous_periods, split_windows
 from medicane.train.curriculum import Unroll, stage_lengths
+from medicane.train.fused import fuse_batch_normalisation
 from medicane.train.progress import OnEpoch, Progress
 from medicane.train.workers import Team, join
 
@@ -82,6 +83,7 @@ def fit_member(
     if config.train.precision != "float32":
         keras.utils.set_random_seed(config.train.seed)
         trained = detector.build_detector(config, statistics, precision=config.train.precision)
+    fuse_batch_normalisation(trained)
     fitted = team.shared(_fitted_form(trained, config, training_maps(config, store)))
     detector.compile_detector(fitted, config.train, steps=epochs * len(batches))
     unroll = None

@@ -7,8 +7,8 @@ and scored as any other.
 
 `tf.distribute.MultiWorkerMirroredStrategy` lends its cluster and its sums. Keras 3 cannot fit under
 its scope (it averages scalar metrics along an axis that they do not have), and clips gradients
-before they are summed; so `Shared` has a training step of its own. The one module that knows
-TensorFlow.
+before they are summed; so `Shared` has a training step of its own. This module and `fused`
+alone know TensorFlow.
 """
 
 from __future__ import annotations
