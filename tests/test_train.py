@@ -304,7 +304,7 @@ class TestRefusals:
 
 
 def test_keras_backend_is_not_imported_by_the_package() -> None:
-    """TensorFlow stays behind Keras: one module names it, for the sums of several workers."""
+    """TensorFlow stays behind Keras: for the sums of several workers, and one fused kernel."""
     naming = [
         source.name
         for source in sorted((ROOT / "medicane").rglob("*.py"))
