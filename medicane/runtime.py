@@ -69,13 +69,14 @@ class Encoder:
             "PERFORMANCE_HINT": hint,
             **_as_many_threads_as_told(),
         }
-        self._shape: tuple[int, ...] = ()
-        self._queue: Any = None
+        self._usual = None if over_time else 1 if one_by_one else BATCH
+        self._cells: tuple[int, ...] = ()
+        self._queues: dict[int, Any] = {}
 
     def __call__(self, maps: Maps) -> Maps:
         """Features of maps (n, H, W, C), or of sequences of maps (n, T, H, W, C), float32."""
-        if self._shape != maps.shape[-3:]:
-            self._compile(maps.shape)
+        if self._cells != maps.shape[-3:]:
+            self._cells, self._queues = maps.shape[-3:], {}
         maps = np.ascontiguousarray(maps, dtype=np.float32)
         parts: dict[int, Maps] = {}
 
@@ -83,20 +84,31 @@ class Encoder:
             # The next request on the same stream writes over these.
             parts[start] = request.get_output_tensor(0).data.copy()
 
-        self._queue.set_callback(keep)
-        for start in range(0, len(maps), BATCH):
-            self._queue.start_async(maps[start : start + BATCH], start, share_inputs=True)
-        self._queue.wait_all()
+        cuts = range(0, len(maps), BATCH)
+        queues = {start: self._queue_for(maps[start : start + BATCH].shape) for start in cuts}
+        for queue in self._queues.values():  # none may be at work when it is told
+            queue.set_callback(keep)
+        for start, queue in queues.items():
+            queue.start_async(maps[start : start + BATCH], start, share_inputs=True)
+        for queue in self._queues.values():
+            queue.wait_all()
         return np.concatenate([parts[start] for start in sorted(parts)])
 
-    def _compile(self, shape: tuple[int, ...]) -> None:
-        openvino = _openvino()
-        network = self._network.clone()
-        network.reshape([-1] * (len(shape) - 3) + list(shape[-3:]))
-        self._queue = openvino.AsyncInferQueue(
-            openvino.Core().compile_model(network, "CPU", self._settings)
-        )
-        self._shape = shape[-3:]
+    def _queue_for(self, shape: tuple[int, ...]) -> Any:
+        """Requests for batches of this shape, compiled at the first one.
+
+        The network of batches of the usual size knows it, and is a tenth faster for that; another
+        one, with the same values, takes what is left at an end.
+        """
+        size = shape[0] if shape[0] == self._usual else -1
+        if size not in self._queues:
+            openvino = _openvino()
+            network = self._network.clone()
+            network.reshape([size, *[-1] * (len(shape) - 4), *shape[-3:]])
+            self._queues[size] = openvino.AsyncInferQueue(
+                openvino.Core().compile_model(network, "CPU", self._settings)
+            )
+        return self._queues[size]
 
 
 def open_encoder(

@@ -275,7 +275,7 @@ def _read(source: Source, part: NDArray[np.int64], memory: Reused) -> list[NDArr
     if source.levels:
         order = (names.TIME, names.LEVEL, names.LATITUDE, names.LONGITUDE)
         ds = source.ds.isel(at)
-        levels = ds.indexes[names.LEVEL].get_indexer(list(source.levels))
+        levels = ds.indexes[names.LEVEL].get_indexer(pd.Index(source.levels))
         zg = ds["zg"].isel({names.LEVEL: as_slice(levels)})
         wanted += [zg.transpose(*order).data, ds["msl"].transpose(*order[:1], *order[2:]).data]
     wanted = [da.asarray(array) for array in wanted]
