@@ -98,8 +98,8 @@ class TestNumbers:
         np.testing.assert_allclose(found["probability"], expected["probability"], atol=1e-6)
         np.testing.assert_array_equal(found["n_sequences"], expected["n_sequences"])
 
-    def test_bfloat16_is_near_and_int8_nearer_than_nothing(self, small: keras.Model) -> None:
-        """The weights were never trained, so that int8 is worse here than where it is used."""
+    def test_bfloat16_is_near_and_int8_tells_maps_apart(self, small: keras.Model) -> None:
+        """Channels of far apart units share one scale in eight bits, were they not kept out."""
         maps = inputs(small, n=40, side=24)
         expected = small.predict_on_batch(maps)
         near = open_encoder(small, digest="sha256:a", precision="bfloat16")
@@ -108,7 +108,8 @@ class TestNumbers:
         coarse = quantised(small, digest="sha256:a", maps=[maps[:20], maps[20:]])
         found = coarse(maps)
         assert relative(found, expected) > 1e-4  # it is another arithmetic
-        assert np.sqrt(np.mean((found - expected) ** 2) / np.mean(expected**2)) < 0.3
+        apart = expected - expected.mean(axis=0)
+        assert np.sqrt(np.mean((found - expected) ** 2) / np.mean(apart**2)) < 0.15
 
     def test_one_map_at_a_time(self, small: keras.Model) -> None:
         encode = open_encoder(small, digest="sha256:a", one_by_one=True)
