@@ -124,7 +124,8 @@ def _against_time_distributed(
 ) -> Iterator[Claim]:
     """Warm-up and step of the folded form, window by window, and of Keras' own layer."""
     of = (LENGTH, *maps.shape[1:3], len(CHANNELS))
-    about = f"one batch of {config.train.batch_size} windows of {' x '.join(map(str, of))}"
+    about = f"one batch of {config.train.batch_size} windows of {' x '.join(map(str, of))}; "
+    about += "batch normalisation by the fused kernel, as `train` does, and by Keras"
     theirs = "keras.layers.TimeDistributed"
     rounds = 1 if small else 3
     seconds = [[_in_a_process(form, small) for form in FORMS] for _ in range(rounds)]
