@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from medicane import model as detector
 from medicane.config import Config, make_config
 from medicane.errors import InputError
 from medicane.predict import predict
-from medicane.train import remove_checkpoint, train_detector
+from medicane.train import TrainedDetector, remove_checkpoint, train_detector
 from medicane.train.members import training_batches, windows_per_block
 from tests.conftest import ROOT
 
@@ -27,7 +28,7 @@ def configuration(**sections: Any) -> Config:
         "schema_version": 1,
         "data": {"grids": "none.nc", "channels": list(CHANNELS)},
         "sequences": {"length": 10, "stride": 2},
-        "model": {"blocks": [1, 1], "growth_rate": 4, "units": 8, "dropout": 0.1},
+        "model": {"blocks": [1], "growth_rate": 4, "units": 8, "dropout": 0.1},
         "train": {"epochs": 3, "batch_size": 8, "learning_rate": 0.01, "seed": 5},
     }
     for name, section in sections.items():
@@ -64,13 +65,77 @@ def store() -> xr.Dataset:
     )
 
 
-def test_it_learns_and_calibrates(store: xr.Dataset) -> None:
+@pytest.fixture(scope="module")
+def undisturbed(store: xr.Dataset) -> TrainedDetector:
+    """A training from the first epoch to the last; read it only."""
+    return train_detector(configuration(), store)
+
+
+class PowerCutError(Exception):
+    """The power fails."""
+
+
+def cut_after(epoch: int, config: Config, store: xr.Dataset, checkpoint: Path) -> list[Any]:
+    """Train until the power fails at the end of an epoch; the scores of each epoch."""
+    seen: list[Any] = []
+
+    def on_epoch(number: int, scores: Any) -> None:
+        seen.append(dict(scores))
+        if number == epoch:
+            raise PowerCutError
+
+    with pytest.raises(PowerCutError):
+        train_detector(config, store, checkpoint=checkpoint, on_epoch=on_epoch)
+    return seen
+
+
+@pytest.fixture(scope="module")
+def cut(store: xr.Dataset, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The checkpoint of the undisturbed training, cut after its second epoch; copy it."""
+    checkpoint = tmp_path_factory.mktemp("cut") / "training.npz"
+    cut_after(2, configuration(), store, checkpoint)
+    return checkpoint
+
+
+def first_epoch(config: Config, store: xr.Dataset, checkpoint: Path) -> int:
+    """Where a training would begin that finds a checkpoint (from 1); nothing is fitted."""
+    begun: list[int] = []
+
+    def fit(model: keras.Model, *_: Any, initial_epoch: int, **__: Any) -> None:
+        begun.append(initial_epoch + 1)
+        raise PowerCutError
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(keras.Model, "fit", fit)
+        with pytest.raises(PowerCutError):
+            train_detector(config, store, checkpoint=checkpoint)
+    return begun[0]
+
+
+def assert_same(one: TrainedDetector, two: TrainedDetector) -> None:
+    """To the bit."""
+    pd.testing.assert_frame_equal(one.history, two.history)
+    assert one.threshold == two.threshold
+    for a, b in zip(one.model.get_weights(), two.model.get_weights(), strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
+def assert_prior_is_undone(trained: TrainedDetector, config: Config, store: xr.Dataset) -> None:
+    """What the sampling of negatives added to the logits is taken off by the detector."""
+    offset = detector.facts_of(trained.model)["prior_offset"]
+    assert offset > 0
+    assert offset == training_batches(config, store, trained.splits["train"]).prior_offset
+
+
+def test_it_learns_calibrates_and_keeps_the_best(store: xr.Dataset) -> None:
     epochs = []
     trained = train_detector(
-        configuration(train={"epochs": 12}),
+        configuration(train={"epochs": 60, "patience": 4}),
         store,
         on_epoch=lambda n, s: epochs.append((n, dict(s))),
     )
+    assert len(trained.history) < 60
+    assert trained.best_epoch == len(trained.history) - 4
     assert trained.history["val_auc_pr"].max() > 0.8  # no skill: the base rate, about 0.2
     assert [n for n, _ in epochs] == trained.history["epoch"].tolist()
     assert {"loss", "val_loss", "val_auc_pr", "learning_rate"} <= set(epochs[0][1])
@@ -80,7 +145,7 @@ def test_it_learns_and_calibrates(store: xr.Dataset) -> None:
     assert facts["label"]["version"] == "medicane-1"
     assert facts["data_digest"] == "sha256:0123"
     assert facts["idealised"] is True
-    assert facts["smallest_grid"] == 8
+    assert facts["smallest_grid"] == 4
     assert facts["longest_sequence"] == facts["length"] == 10
     # The model that comes back is the one of the best epoch, calibrated.
     validation = store.isel(time=np.flatnonzero(trained.splits["validation"]))
@@ -94,124 +159,89 @@ def test_it_learns_and_calibrates(store: xr.Dataset) -> None:
     assert best.loc[trained.best_epoch] == best.max()
 
 
-def test_statistics_are_those_of_the_training_split(store: xr.Dataset) -> None:
-    trained = train_detector(configuration(train={"epochs": 1}), store)
-    values = store["maps"].values[trained.splits["train"]]
-    np.testing.assert_allclose(trained.statistics.mean, values.mean((0, 2, 3)), atol=1e-6)
-    np.testing.assert_allclose(trained.statistics.std, values.std((0, 2, 3)), atol=1e-6)
-    normalisation = detector.encoder_of(trained.model).get_layer("normalisation")
+def test_statistics_are_those_of_the_training_split(
+    store: xr.Dataset, undisturbed: TrainedDetector
+) -> None:
+    values = store["maps"].values[undisturbed.splits["train"]]
+    np.testing.assert_allclose(undisturbed.statistics.mean, values.mean((0, 2, 3)), atol=1e-6)
+    np.testing.assert_allclose(undisturbed.statistics.std, values.std((0, 2, 3)), atol=1e-6)
+    normalisation = detector.encoder_of(undisturbed.model).get_layer("normalisation")
     np.testing.assert_allclose(np.ravel(normalisation.mean), values.mean((0, 2, 3)), atol=1e-6)
 
 
-def test_one_seed_one_result(store: xr.Dataset) -> None:
-    first, second = (train_detector(configuration(), store) for _ in range(2))
-    pd.testing.assert_frame_equal(first.history, second.history)
-    for a, b in zip(first.model.get_weights(), second.model.get_weights(), strict=True):
-        np.testing.assert_array_equal(a, b)
-    other = train_detector(configuration(train={"seed": 6}), store)
-    assert not first.history["loss"].equals(other.history["loss"])
-
-
-class PowerCutError(Exception):
-    """The power fails."""
-
-
-@pytest.mark.parametrize("block", [1, 6])
 def test_a_cut_training_goes_on_as_if_nothing_had_been(
-    store: xr.Dataset, tmp_path: Path, block: int
+    store: xr.Dataset, undisturbed: TrainedDetector, cut: Path, tmp_path: Path
 ) -> None:
-    config = configuration(train={"epochs": 4, "block": block})
-    whole = train_detector(config, store)
-    checkpoint = tmp_path / "training.npz"
-
-    def cut(epoch: int, scores: Any) -> None:
-        if epoch == 2:
-            raise PowerCutError
-
-    with pytest.raises(PowerCutError):
-        train_detector(config, store, checkpoint=checkpoint, on_epoch=cut)
-    assert checkpoint.exists()
+    checkpoint = Path(shutil.copy(cut, tmp_path))
     resumed = []
     again = train_detector(
-        config, store, checkpoint=checkpoint, on_epoch=lambda n, s: resumed.append(n)
+        configuration(), store, checkpoint=checkpoint, on_epoch=lambda n, s: resumed.append(n)
     )
-    assert resumed == [3, 4]
-    pd.testing.assert_frame_equal(again.history, whole.history)
-    for a, b in zip(again.model.get_weights(), whole.model.get_weights(), strict=True):
-        np.testing.assert_array_equal(a, b)
+    assert resumed == [3]
+    assert_same(again, undisturbed)
+    assert checkpoint.exists()
     remove_checkpoint(checkpoint)
     assert not list(tmp_path.iterdir())
 
 
-def test_a_checkpoint_of_another_recipe_is_not_resumed(
-    store: xr.Dataset, tmp_path: Path, caplog: pytest.LogCaptureFixture
+def test_so_does_one_of_an_lstm_on_sampled_windows_one_by_one(
+    store: xr.Dataset, tmp_path: Path
 ) -> None:
-    checkpoint = tmp_path / "training.npz"
-
-    def cut(epoch: int, scores: Any) -> None:
-        raise PowerCutError
-
-    with pytest.raises(PowerCutError):
-        train_detector(configuration(), store, checkpoint=checkpoint, on_epoch=cut)
-    epochs: list[int] = []
-    train_detector(
-        configuration(train={"l2": 0.5, "epochs": 2}),
-        store,
-        checkpoint=checkpoint,
-        on_epoch=lambda n, s: epochs.append(n),
+    config = configuration(
+        model={"rnn": "lstm"}, train={"epochs": 2, "block": 1, "negatives_per_positive": 0.1}
     )
-    assert epochs == [1, 2]
-    assert "of another recipe or other data, not resumed" in caplog.text
-
-
-@pytest.mark.parametrize("damage", ["cut", "flipped", "text"])
-def test_a_damaged_checkpoint_is_told_and_training_begins_anew(
-    store: xr.Dataset, tmp_path: Path, caplog: pytest.LogCaptureFixture, damage: str
-) -> None:
+    whole = train_detector(config, store)
+    assert_prior_is_undone(whole, config, store)
+    assert np.isfinite(whole.history["loss"]).all()
     checkpoint = tmp_path / "training.npz"
-
-    def cut(epoch: int, scores: Any) -> None:
-        raise PowerCutError
-
-    config = configuration(train={"epochs": 2})
-    with pytest.raises(PowerCutError):
-        train_detector(config, store, checkpoint=checkpoint, on_epoch=cut)
-    content = bytearray(checkpoint.read_bytes())
-    half = len(content) // 2
-    content[half] ^= 255
-    damaged = {"cut": content[:half], "flipped": content, "text": b"epoch 1"}
-    checkpoint.write_bytes(damaged[damage])
-    epochs: list[int] = []
-    train_detector(config, store, checkpoint=checkpoint, on_epoch=lambda n, s: epochs.append(n))
-    assert epochs == [1, 2]
-    assert "not a whole checkpoint, training begins anew" in caplog.text
+    cut_after(1, config, store, checkpoint)
+    assert_same(train_detector(config, store, checkpoint=checkpoint), whole)
 
 
-def test_early_stopping_keeps_the_best(store: xr.Dataset) -> None:
-    config = configuration(train={"epochs": 30, "patience": 2, "learning_rate": 0.02})
+def test_a_checkpoint_of_another_recipe_is_not_resumed(
+    store: xr.Dataset, undisturbed: TrainedDetector, cut: Path, tmp_path: Path, caplog: Any
+) -> None:
+    assert first_epoch(configuration(), store, cut) == 3
+    assert "not resumed" not in caplog.text
+    for sections in ({"train": {"l2": 0.5}}, {"model": {"units": 9}}, {"sequences": {"stride": 5}}):
+        assert first_epoch(configuration(**sections), store, cut) == 1
+        assert "of another recipe or other data, not resumed" in caplog.text
+        caplog.clear()
+    assert first_epoch(configuration(), store.assign_attrs(content_digest="sha256:4"), cut) == 1
+    # Another seed is another recipe, and another training.
+    checkpoint = Path(shutil.copy(cut, tmp_path))
+    (scores,) = cut_after(1, configuration(train={"seed": 6}), store, checkpoint)
+    assert scores["loss"] != undisturbed.history["loss"][0]
+
+
+def test_a_damaged_checkpoint_is_told_and_training_begins_anew(
+    store: xr.Dataset, undisturbed: TrainedDetector, cut: Path, tmp_path: Path, caplog: Any
+) -> None:
+    """One seed, one result: the training that begins anew is the undisturbed one."""
+    content = cut.read_bytes()
+    with np.load(cut) as held:
+        largest = max((held[name].tobytes() for name in held.files), key=len)
+    at = content.index(largest) + len(largest) // 2
+    flipped = content[:at] + bytes([content[at] ^ 255]) + content[at + 1 :]
+    checkpoint = tmp_path / "training.npz"
+    for damaged in (content[: len(content) // 2], b"epoch 1", flipped):
+        caplog.clear()
+        checkpoint.write_bytes(damaged)
+        assert first_epoch(configuration(), store, checkpoint) == 1
+        assert "not a whole checkpoint, training begins anew" in caplog.text
+    assert_same(train_detector(configuration(), store, checkpoint=checkpoint), undisturbed)
+
+
+def test_sampled_negatives_are_undone_by_the_prior_and_a_configured_threshold_stands(
+    store: xr.Dataset,
+) -> None:
+    config = configuration(
+        train={"negatives_per_positive": 0.1, "epochs": 1, "block": 4},
+        detect={"threshold": 0.123},
+    )
     trained = train_detector(config, store)
-    assert len(trained.history) < 30
-    assert trained.best_epoch == len(trained.history) - 2
-
-
-def test_sampled_negatives_are_undone_by_the_prior(store: xr.Dataset) -> None:
-    for block in (1, 4):
-        sampled = {"negatives_per_positive": 0.1, "epochs": 1, "block": block}
-        config = configuration(train=sampled)
-        trained = train_detector(config, store)
-        offset = detector.facts_of(trained.model)["prior_offset"]
-        assert offset > 0
-        assert offset == training_batches(config, store, trained.splits["train"]).prior_offset
-
-
-def test_a_configured_threshold_stands(store: xr.Dataset) -> None:
-    trained = train_detector(configuration(detect={"threshold": 0.123}, train={"epochs": 1}), store)
-    assert trained.threshold == 0.123
-
-
-def test_lstm_and_sequence_mode(store: xr.Dataset) -> None:
-    trained = train_detector(configuration(model={"rnn": "lstm"}, train={"epochs": 1}), store)
-    assert np.isfinite(trained.history["loss"]).all()
+    assert_prior_is_undone(trained, config, store)
+    assert trained.threshold == detector.facts_of(trained.model)["threshold"] == 0.123
 
 
 @pytest.mark.parametrize(

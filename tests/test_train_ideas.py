@@ -20,7 +20,7 @@ from medicane.train import TrainedDetector, remove_checkpoint, train_detector, t
 from medicane.train.calibration import training_features
 from medicane.train.members import scheduled_sampling, training_batches
 from medicane.train.progress import Progress
-from tests.test_train import PowerCutError, configuration, store  # noqa: F401
+from tests.test_train import PowerCutError, assert_same, configuration, store  # noqa: F401
 
 TINY: dict[str, Any] = {"blocks": [1], "growth_rate": 2, "units": 4}
 
@@ -64,13 +64,6 @@ def trained_in_two_parts(
     remove_checkpoint(checkpoint)
     assert list(folder.iterdir()) == []
     return again, resumed
-
-
-def assert_same(one: TrainedDetector, two: TrainedDetector) -> None:
-    pd.testing.assert_frame_equal(one.history, two.history)
-    assert one.threshold == two.threshold
-    for a, b in zip(one.model.get_weights(), two.model.get_weights(), strict=True):
-        np.testing.assert_array_equal(a, b)
 
 
 @pytest.mark.slow

@@ -18,12 +18,14 @@ from typing import Any, get_args
 import pytest
 import requests
 import yaml
+from cyclopts import App
 from mlflow.exceptions import MlflowException
 from prefect import task
 from prefect.blocks.system import Secret
 from prefect.client.orchestration import SyncPrefectClient, get_client
 from prefect.client.schemas.filters import ArtifactFilter, ArtifactFilterKey
 from prefect.exceptions import ParameterTypeError
+from prefect.settings import PREFECT_API_URL, temporary_settings
 from prefect.states import Completed, Failed
 from prefect.testing.utilities import prefect_test_harness
 
@@ -35,7 +37,7 @@ from flows import train as train_room
 from flows import watch as watch_room
 from flows.demo import flow_steps
 from flows.retries import DELAYS, ON_IO_FAULT, io_fault
-from medicane import experiments, pipeline
+from medicane import cli, experiments, pipeline
 from medicane.config import load_config
 from medicane.errors import InputError
 from tests.servers import webhook
@@ -625,24 +627,11 @@ def test_a_pool_that_no_server_would_make_is_refused_before_it_is_asked(pool: st
         serve._make_pool(pool)
 
 
-@pytest.mark.parametrize(
-    ("url", "cron", "told"),
-    [
-        (None, "* * * * *", "PREFECT_API_URL: must name a running Prefect server"),
-        ("http://127.0.0.1:9/api", "* * * * *", "http://127.0.0.1:9/api: the Prefect server must"),
-        (None, "never", "deployments.0.cron: must be a cron expression"),
-    ],
-    ids=["no server named", "no server there", "no cron"],
-)
-def test_serving_what_cannot_be_served_ends_with_one_line(
-    tmp_path: Path, url: str | None, cron: str, told: str
-) -> None:
+def test_serving_without_a_server_ends_with_one_line(tmp_path: Path) -> None:
     """Without an address Prefect would start a temporary server, which fires no schedule."""
     environment = {k: v for k, v in os.environ.items() if not k.startswith("PREFECT_")}
     environment |= {"PREFECT_HOME": str(tmp_path), "PYTHONPATH": str(ROOT)}
-    if url is not None:
-        environment["PREFECT_API_URL"] = url
-    file = deployments_file(tmp_path, {**DETECT, "cron": cron})
+    file = deployments_file(tmp_path, {**DETECT, "cron": "* * * * *"})
     done = subprocess.run(
         [sys.executable, "-m", "flows.serve", str(file)],
         env=environment,
@@ -651,6 +640,30 @@ def test_serving_what_cannot_be_served_ends_with_one_line(
         timeout=120,
     )
     assert done.returncode == 2
-    assert done.stderr.startswith("medicane: ")
-    assert told in done.stderr
+    assert done.stderr.startswith("medicane: PREFECT_API_URL: must name a running Prefect server")
     assert len(done.stderr.strip().splitlines()) == 1
+
+
+@pytest.mark.parametrize(
+    ("cron", "told"),
+    [
+        ("* * * * *", "http://127.0.0.1:9/api: the Prefect server must answer"),
+        ("never", "deployments.0.cron: must be a cron expression"),
+    ],
+    ids=["no server there", "no cron"],
+)
+def test_serving_what_cannot_be_served_ends_with_one_line(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str], cron: str, told: str
+) -> None:
+    """The deployments are looked at before the server."""
+    file = deployments_file(tmp_path, {**DETECT, "cron": cron})
+    command = App(name="serve", default_command=serve.main)
+    with (
+        temporary_settings({PREFECT_API_URL: "http://127.0.0.1:9/api"}),
+        pytest.raises(SystemExit) as ended,
+    ):
+        cli.run(command, [str(file)])
+    assert ended.value.code == 2
+    (line,) = capfd.readouterr().err.splitlines()
+    assert line.startswith("medicane: ")
+    assert told in line
