@@ -27,6 +27,24 @@ if TYPE_CHECKING:
 
 ROOT = Path(__file__).resolve().parent.parent
 
+#: Files whose slow tests take minutes, the longest first. A worker takes whole files, in this
+#: order: one that was taken last would keep all others waiting.
+LONGEST = (
+    "tests/test_benchmarks.py",
+    "tests/flows/test_team.py",
+    "tests/flows/test_flows.py",
+    "tests/faults/test_kills.py",
+    "tests/test_study.py",
+    "tests/test_notebooks.py",
+    "tests/test_watching.py",
+    "tests/test_scale_out.py",
+    "tests/test_train_ideas.py",
+    "tests/faults/test_tracking_lost.py",
+    "tests/test_images.py",
+    "tests/test_pipeline.py",
+    "tests/test_workers.py",
+)
+
 
 @pytest.hookimpl(wrapper=True)
 def pytest_collection() -> Generator[None, object, object]:
@@ -36,6 +54,12 @@ def pytest_collection() -> Generator[None, object, object]:
         return (yield)
     finally:
         gc.enable()
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The `LONGEST` files first, the others as they were; tests of a file keep their order."""
+    place = {name: number for number, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: place.get(item.nodeid.partition("::")[0], len(place)))
 
 
 @pytest.fixture(scope="module", autouse=True)
