@@ -464,9 +464,12 @@ def test_the_demo_goes_through_the_flows(
     (tmp_path / "recipes").mkdir()
     recipe = tmp_path / "recipes" / "demo.yaml"
     recipe.write_text(yaml.safe_dump(SETTINGS, sort_keys=False), encoding="utf-8")
-    monkeypatch.setattr(pipeline, "RECIPES", recipe.parent)
+    monkeypatch.setattr("medicane.pipeline.demonstration.RECIPES", recipe.parent)
     known = {run.id for run in prefect.read_flow_runs()}
     done = pipeline.demo(tmp_path / "demo", seed=0, steps=flow_steps())
+    assert (
+        load_config(tmp_path / "demo" / "config.yaml").train.epochs == SETTINGS["train"]["epochs"]
+    )
     runs = [run for run in prefect.read_flow_runs() if run.id not in known]
     assert len(runs) == 4
     assert all(run.state.is_completed() for run in runs)
