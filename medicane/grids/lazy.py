@@ -15,7 +15,7 @@ from medicane.errors import InputError
 from medicane.grids.hdf5 import Chunks
 
 #: A block of one variable holds at most this many bytes and this many maps …
-BLOCK_BYTES = 16 * 2**20
+BLOCK_BYTES = 32 * 2**20
 BLOCK_MAPS = 128
 #: … unless one stored (compressed) chunk is longer: inflating it again for each block costs more.
 STORED_CHUNK_BYTES = 256 * 2**20
