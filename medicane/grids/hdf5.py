@@ -31,6 +31,11 @@ LARGEST = 256 * 2**20
 PACKING = ("_FillValue", "missing_value", "scale_factor", "add_offset", "_Unsigned")
 
 
+def threads_at_most(n: int) -> int:
+    """So many threads; on a worker of a cluster, no more than it has."""
+    return int(min(dask.config.get("num_workers", n), n))
+
+
 class Chunks:
     """One variable of a NetCDF 4 file on this machine, its values decoded as xarray does.
 
@@ -62,10 +67,11 @@ class Chunks:
         rows *= max(1, AT_ONCE // (rows * math.prod(out.shape[1:])))
         (first, last), *rest = box
         cuts = [first, *range((first // rows + 1) * rows, last, rows), last]
-        # On a worker of a cluster, no more threads than it has.
-        threads = min(dask.config.get("num_workers", THREADS), THREADS)
         try:
-            with open(self._path, "rb") as file, ThreadPoolExecutor(threads) as pool:
+            with (
+                open(self._path, "rb") as file,
+                ThreadPoolExecutor(threads_at_most(THREADS)) as pool,
+            ):
                 if _stamp(file.fileno()) != index.stamp:
                     return None
 

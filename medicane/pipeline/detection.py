@@ -8,7 +8,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-import dask
 import numpy as np
 import pandas as pd
 import xarray as xr
@@ -325,6 +324,7 @@ def label_series(
     """
     from medicane import channels
     from medicane import model as detector
+    from medicane.grids.hdf5 import threads_at_most
     from medicane.phase_space.lows import lows_of_dataset
     from medicane.predict import AHEAD, Labels, cuts, read_ahead
     from medicane.store import read_block
@@ -363,9 +363,7 @@ def label_series(
         *((start, min(start + BLOCK, n)) for start in range(first + n_new, n, BLOCK)),
     ]
     last = previous
-    # On a worker of a cluster, no more threads than it has.
-    threads = min(dask.config.get("num_workers", AHEAD), AHEAD)
-    for images, part in read_ahead(read, blocks, threads=threads):
+    for images, part in read_ahead(read, blocks, threads=threads_at_most(AHEAD)):
         if part is not None:
             found, last = lows_of_dataset(part, definition=definition, sea=sea, previous=last)
             new = slice(labels.taken - first, labels.taken - first + len(images))

@@ -11,7 +11,6 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol
 
-import dask
 import dask.array as da
 import numpy as np
 import pandas as pd
@@ -24,6 +23,7 @@ from medicane.channels import check_whole, derive, wanted_variables
 from medicane.config import BUNDLED, Config, Data, Label
 from medicane.errors import InputError
 from medicane.grids import open_grids
+from medicane.grids.hdf5 import threads_at_most
 from medicane.labels import storms_of_labels
 from medicane.packing import Packing, Reused
 from medicane.phase_space.lows import LastMap, lows_of_maps
@@ -256,7 +256,7 @@ def compute_blocks(
         If a map or a part of it is missing.
     """
     memory = Reused()
-    readers = min(dask.config.get("num_workers", READERS), READERS)
+    readers = threads_at_most(READERS)
     with ThreadPoolExecutor(readers) as pool:
         reading = deque(pool.submit(_read, source, part, memory) for part in parts[:readers])
         for k, part in enumerate(parts):
