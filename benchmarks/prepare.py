@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import itertools
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -44,15 +44,8 @@ def measure(small: bool) -> Iterator[Claim]:
         megabytes = sum(file.stat().st_size for file in files) / 1e6
         about = f"{sizes}, 6-hourly, {months} months, 10 fields, {megabytes:.0f} MB packed"
 
-        stores = itertools.count()
-
-        def preparing(**data: object) -> float:
-            # A folder of its own each time: removing the last one is no part of preparing.
-            store = folder / f"maps-{next(stores)}.zarr"
-            return write_store(config(folder, store, **data)).n_maps
-
         yield side_by_side(
-            preparing,
+            preparing(folder),
             lambda: inflated(files),
             claim="prepare: packed NetCDF to the store",
             against="inflating the same bytes, and no more",
@@ -62,8 +55,8 @@ def measure(small: bool) -> Iterator[Claim]:
             note=about + "; default channels, lows and their phase space",
         )
         yield from _hourly(folder, rounds=rounds, small=small)
-        preparing(channels=list(CHANNELS))
-        maps = open_store(folder / f"maps-{next(stores) - 1}.zarr")["maps"]
+        write_store(config(folder, folder / "fields.zarr", channels=list(CHANNELS)))
+        maps = open_store(folder / "fields.zarr")["maps"]
 
         def from_the_store() -> float:
             return training_statistics(maps, np.ones(maps.sizes["time"], bool)).n_maps
@@ -80,20 +73,26 @@ def measure(small: bool) -> Iterator[Claim]:
         )
 
 
+def preparing(folder: Path, **data: object) -> Callable[[], float]:
+    """Prepare the files of a folder, each time into a store of its own; how many maps that were."""
+    stores = itertools.count()
+
+    def work() -> float:
+        # Removing the last store is no part of preparing.
+        store = folder / f"maps-{next(stores)}.zarr"
+        return write_store(config(folder, store, **data)).n_maps
+
+    return work
+
+
 def _hourly(folder: Path, *, rounds: int, small: bool) -> Iterator[Claim]:
     """The same at the resolution of ERA5, where opening files is a small part of the whole."""
     folder = folder / "hourly"
     degrees, months = (0.5, 1) if small else (0.25, 2)
     files = packed_files(folder, months, step_hours=1, degrees=degrees)
     megabytes = sum(file.stat().st_size for file in files) / 1e6
-    stores = itertools.count()
-
-    def preparing() -> float:
-        store = folder / f"maps-{next(stores)}.zarr"
-        return write_store(config(folder, store, step_hours=1, degrees=degrees)).n_maps
-
     yield side_by_side(
-        preparing,
+        preparing(folder, step_hours=1, degrees=degrees),
         lambda: inflated(files),
         claim=f"prepare, hourly at {degrees}°: packed NetCDF to the store",
         against="inflating the same bytes, and no more",
