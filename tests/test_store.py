@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Collection
 from multiprocessing.connection import Connection
 from multiprocessing.process import BaseProcess
 from pathlib import Path
@@ -313,15 +314,24 @@ FORKS = multiprocessing.get_context("forkserver")
 FORKS.set_forkserver_preload(["tests.test_store"])
 
 
-def prepare(config: Config, told: Connection) -> None:
+def prepare(config: Config, told: Connection, waits_at: Collection[int]) -> None:
+    def tell(n: int, _: int) -> None:
+        told.send(n)
+        if n in waits_at:
+            told.recv()
+
     store.BLOCK = 24
-    write_store(config, progress=lambda n, _: told.send(n))
+    write_store(config, progress=tell)
 
 
-def start(config: Config) -> tuple[BaseProcess, Connection]:
-    """A process that prepares, and where it tells how many maps there are."""
-    here, there = FORKS.Pipe(duplex=False)
-    process = FORKS.Process(target=prepare, args=(config, there))
+def start(config: Config, waits_at: Collection[int]) -> tuple[BaseProcess, Connection]:
+    """A process that prepares some 24 maps at a time, and where it tells how many there are.
+
+    With as many as ``waits_at`` it goes on when it is answered: what a test must see or do
+    before it ends does not depend on how fast it is.
+    """
+    here, there = FORKS.Pipe()
+    process = FORKS.Process(target=prepare, args=(config, there, waits_at), daemon=True)
     process.start()
     there.close()
     return process, here
@@ -329,7 +339,7 @@ def start(config: Config) -> tuple[BaseProcess, Connection]:
 
 @pytest.mark.parametrize("moment", [0.0, 0.02, 0.05])
 def test_killed_and_run_again_equals_undisturbed(sea, whole, truth, out, moment):
-    process, told = start(recipe(sea, out))
+    process, told = start(recipe(sea, out), {144})
     assert told.recv() == 24
     time.sleep(moment)  # into the computing, or the writing, of a later block
     process.kill()
@@ -361,20 +371,25 @@ def test_killed_before_the_first_commit_leaves_nothing_of_that_name(sea, out, mo
 
 
 def test_a_reader_beside_the_writer_sees_a_whole_beginning(sea, truth, out):
-    process, _ = start(recipe(sea, out))
-    lengths = set()
+    steps = [24, 60, 84, 120, 144, 180]  # files of 60 maps, by 24
+    process, told = start(recipe(sea, out), steps)
+    lengths = []
     while process.is_alive():
         if not out.exists():
             time.sleep(0.01)
             continue
+        # Where it has told, the writer waits; else it is at work while this reads.
+        committed = len(lengths) < len(steps) and told.poll()
         ds = open_store(out, incomplete=True)
         n = ds.sizes["time"]
+        if committed:
+            assert n == told.recv()
+            lengths.append(n)
+            told.send(n)
         np.testing.assert_array_equal(ds["maps"][n - 3 :].values, truth["maps"][n - 3 : n].values)
         np.testing.assert_array_equal(ds["medicane"].values, truth["medicane"][:n].values)
-        lengths.add(n)
     assert process.exitcode == 0
-    assert len(lengths) > 2
-    assert max(lengths) <= 180
+    assert lengths == steps
 
 
 def test_a_second_writer_is_refused_and_the_first_goes_on(sea, out):
