@@ -20,7 +20,7 @@ from benchmarks.claims import Claim, main, side_by_side
 from medicane import model as detector
 from medicane.config import Config, make_config
 from medicane.normalise import Statistics
-from medicane.train.fused import fuse_batch_normalisation
+from medicane.train.fused import fuse
 
 CHANNELS = ("msl_local", "u10", "v10", "thickness_900_600_local", "thickness_600_300_local", "lsm")
 LENGTH = 12
@@ -87,10 +87,10 @@ def trainer(config: Config, maps: np.ndarray, block: int, *, wrap: Any = None) -
     """
     keras.utils.set_random_seed(0)
     model = network(config, wrap)
-    if wrap is None:
-        fuse_batch_normalisation(model)  # as `train` does
     fitted = model if block == 1 else detector.sliding(model, length=LENGTH)
     detector.compile_detector(fitted, config.train, steps=1000)
+    if wrap is None:
+        fuse(fitted)  # as `train` does
     width = LENGTH + block - 1
     count = max(1, round(config.train.batch_size * LENGTH / width))
     starts = np.linspace(0, len(maps) - width, count).astype(int)

@@ -36,7 +36,7 @@ from medicane.config import make_config
 from medicane.normalise import Statistics
 from medicane.sequences import windows
 from medicane.store import open_store, write_store
-from medicane.train.fused import fuse_batch_normalisation
+from medicane.train.fused import fuse
 
 CHANNELS = {"msl": ("Pa", 101_300, 900), "u10": ("m s-1", 2, 5), "v10": ("m s-1", -1, 5)} | {
     "t2m": ("K", 290, 4),
@@ -245,13 +245,13 @@ def waiting(ds: xr.Dataset, small: bool) -> Iterator[Claim]:
         }
     )
     one = detector.build_detector(config, Statistics(tuple(CHANNELS), means, deviations, n))
-    fuse_batch_normalisation(one)  # as `train` does
     model = detector.sliding(one, length=LENGTH)
     unpacking = detector.reading_packed(
         model, scale=ds["scale_factor"].values, offset=ds["add_offset"].values
     )
     for network in (model, unpacking):
         detector.compile_detector(network, config.train, steps=1000)
+        fuse(network)  # as `train` does
 
     def epoch(network: keras.Model, batches: keras.utils.PyDataset) -> Callable[[], int]:
         def fit() -> int:

@@ -23,7 +23,7 @@ from medicane.config import Config, make_config
 from medicane.normalise import Statistics
 from medicane.pipeline.detection import file_digest
 from medicane.runtime import open_encoder
-from medicane.train.fused import fuse_batch_normalisation
+from medicane.train.fused import fuse
 
 CHANNELS = ("msl", "u10", "v10", "thickness_900_600", "thickness_600_300", "lsm")
 SHAPE = (80, 160)
@@ -137,8 +137,8 @@ def measure(small: bool) -> Iterator[Claim]:
                 note=about,
             )
         train = config.train
-        fuse_batch_normalisation(model)  # as `train` does
         detector.compile_detector(model, train, steps=100)
+        fuse(model)  # as `train` does
         length = 12
         count = 1 if small else (96 if name == "compact" else 48) // length
         windows = maps[: count * length].reshape(count, length, *maps.shape[1:])

@@ -1,35 +1,90 @@
-"""Batch normalisation by the one kernel that TensorFlow has for it, while a network is trained.
+"""The arithmetic of a training step by the kernels that TensorFlow has for it, on one process.
 
-Keras 3 composes it of a dozen operations, each of which goes over all maps: they are a third of a
-training step. TensorFlow's fused kernel is the same function of the batch, its gradients and moving
-statistics included, to what float32 sums of another order differ by. Layers are told to call it
-while they train; what is saved, scored and exported is the layers of Keras as ever.
+Keras 3 composes batch normalisation of a dozen operations, each of which goes over all maps: they
+are a third of a step. It composes clipping and Adam of some fifty for each weight array: they are
+half of what is traced before the first step. TensorFlow's kernels are the same functions, gradients
+and moving statistics included, to what float32 sums of another order differ by. Layers and
+optimiser are told to call them while they train; what is saved, scored and exported is Keras' own
+as ever.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import keras
 from keras import ops
 
 
-def fuse_batch_normalisation(network: keras.Model) -> None:
-    """Have all batch normalisation of maps in a network trained by the fused kernel, in place.
+def fuse(model: keras.Model) -> None:
+    """Have a model, and its optimiser if it is compiled, trained by the fused kernels, in place.
 
-    On another backend than TensorFlow nothing changes. Nor does a layer's inference, its weights
-    or its configuration, nor its training where the kernel has not what it needs: over several
-    workers (`synchronized`), over another axis than the last, or with a mask.
+    On another backend than TensorFlow nothing changes. Nor does inference, a weight or a
+    configuration, nor what the kernels do not fit: batch normalisation over several workers
+    (`synchronized`), over another axis than the last, or with a mask; an optimiser other than
+    Adam with clipped norms, one that trains over several workers, or sparse gradients.
     """
     if keras.backend.backend() != "tensorflow":
         return
-    for layer in network._flatten_layers():
+    for layer in model._flatten_layers():
         if isinstance(layer, keras.layers.BatchNormalization):
-            layer.call = _fused(layer)
+            layer.call = _normalisation(layer)
+    optimizer: Any = getattr(model, "optimizer", None)
+    if type(optimizer) is keras.optimizers.Adam and not optimizer.amsgrad:
+        optimizer.apply = _clipped_adam(optimizer)
 
 
-def _fused(layer: keras.layers.BatchNormalization) -> Callable[..., Any]:
+def _clipped_adam(optimizer: keras.optimizers.Adam) -> Callable[..., None]:
+    """What to call instead of `optimizer.apply`."""
+    import tensorflow as tf
+
+    usual = type(optimizer).apply
+    usual_step, clipnorm = optimizer.update_step, optimizer.clipnorm
+
+    def apply(gradients: Sequence[Any], variables: Sequence[Any] | None = None) -> None:
+        fits = not tf.distribute.has_strategy() and all(
+            isinstance(gradient, tf.Tensor) and gradient.dtype == "float32"
+            for gradient in gradients
+        )
+        if not fits:
+            usual(optimizer, gradients, variables)
+            return
+        if clipnorm:
+            norms = tf.sqrt(2 * tf.stack([tf.nn.l2_loss(gradient) for gradient in gradients]))
+            excess = tf.unstack(tf.maximum(norms / clipnorm, 1))
+            gradients = [g / e for g, e in zip(gradients, excess, strict=True)]
+        step = ops.cast(optimizer.iterations + 1, "float32")
+        # Once for all weights: each number written out in a call is an operation of its own.
+        beta_1, beta_2, epsilon = map(
+            tf.constant, (optimizer.beta_1, optimizer.beta_2, optimizer.epsilon)
+        )
+        powers = {f"beta{i}_power": tf.pow(b, step) for i, b in ((1, beta_1), (2, beta_2))}
+
+        def update_step(gradient: Any, variable: Any, learning_rate: Any) -> None:
+            index = optimizer._get_variable_index(variable)
+            tf.raw_ops.ResourceApplyAdam(
+                var=variable.handle,
+                m=optimizer._momentums[index].value.handle,
+                v=optimizer._velocities[index].value.handle,
+                lr=ops.cast(learning_rate, "float32"),
+                beta1=beta_1,
+                beta2=beta_2,
+                epsilon=epsilon,
+                grad=gradient,
+                **powers,
+            )
+
+        optimizer.update_step, optimizer.clipnorm = update_step, None
+        try:
+            usual(optimizer, gradients, variables)
+        finally:
+            optimizer.update_step, optimizer.clipnorm = usual_step, clipnorm
+
+    return apply
+
+
+def _normalisation(layer: keras.layers.BatchNormalization) -> Callable[..., Any]:
     """What to call instead of `layer.call`."""
     import tensorflow as tf
 

@@ -22,7 +22,7 @@ from medicane.errors import InputError
 from medicane.normalise import Statistics
 from medicane.sequences import contiguous_periods, split_windows
 from medicane.train.curriculum import Unroll, stage_lengths
-from medicane.train.fused import fuse_batch_normalisation
+from medicane.train.fused import fuse
 from medicane.train.progress import OnEpoch, Progress
 from medicane.train.workers import Team, join
 
@@ -83,9 +83,9 @@ def fit_member(
     if config.train.precision != "float32":
         keras.utils.set_random_seed(config.train.seed)
         trained = detector.build_detector(config, statistics, precision=config.train.precision)
-    fuse_batch_normalisation(trained)
     fitted = team.shared(_fitted_form(trained, config, training_maps(config, store)))
     detector.compile_detector(fitted, config.train, steps=epochs * len(batches))
+    fuse(fitted)
     unroll = None
     if config.train.curriculum == "unroll":
         unroll = Unroll(stage_lengths(config.sequences.length), epochs)
