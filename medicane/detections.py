@@ -293,7 +293,7 @@ def write_detections(
     step_hours: int,
     history: xr.DataArray | None = None,
     replaces: str | None = None,
-) -> tuple[Path, Path]:
+) -> pd.DataFrame:
     """Write ``detections.nc``, ``events.csv`` and ``tracks.csv``, each whole or not at all.
 
     The detections come last: a writer that is killed before has added nothing, and the next run
@@ -315,15 +315,15 @@ def write_detections(
 
     Returns
     -------
-    tuple of Path
-        The detections and the events.
+    pandas.DataFrame
+        The events.
 
     Raises
     ------
     InputError
         If the folder cannot be written, or another process is writing or has written there.
     """
-    target, listing = out / "detections.nc", out / "events.csv"
+    target = out / "detections.nc"
     encoding = {names.TIME: TIME_ENCODING}
     with sole_writer(target):
         for pattern in _TEMPORARY:
@@ -346,11 +346,11 @@ def write_detections(
                 need = detections.nbytes + (0 if kept is None else kept.nbytes) + 2**16
                 _check_room(temporary, need)
                 raise
-            write_events(out, detections, step_hours=step_hours)
+            table = write_events(out, detections, step_hours=step_hours)
             os.replace(temporary, target)
         finally:
             temporary.unlink(missing_ok=True)
-    return target, listing
+    return table
 
 
 def _check_room(file: Path, need: int) -> None:

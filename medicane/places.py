@@ -63,9 +63,9 @@ class Folder:
 
     def write(
         self, detections: xr.Dataset, *, step_hours: int, history: xr.DataArray, replaces: str
-    ) -> None:
+    ) -> pd.DataFrame:
         """See `medicane.detections.write_detections`."""
-        series.write_detections(
+        return series.write_detections(
             self._path, detections, step_hours=step_hours, history=history, replaces=replaces
         )
 
@@ -122,7 +122,7 @@ class Bucket:
 
     def write(
         self, detections: xr.Dataset, *, step_hours: int, history: xr.DataArray, replaces: str
-    ) -> None:
+    ) -> pd.DataFrame:
         before = self._read(self._group, _ROOT)
         if (self.digest() or "") != replaces:
             raise InputError(
@@ -137,10 +137,11 @@ class Bucket:
         documents = {key for key in objects if key.endswith(_ROOT)}
         for key in objects.keys() - documents:
             self._put(self._group, key, objects[key])
-        self.write_events(detections, step_hours=step_hours)
+        table = self.write_events(detections, step_hours=step_hours)
         self._put(self._group, _ROOT, objects[_ROOT])
         for key in documents - {_ROOT}:  # of use to those who do not read the consolidated ones
             self._put(self._group, key, objects[key])
+        return table
 
     def write_events(self, detections: xr.Dataset, *, step_hours: int) -> pd.DataFrame:
         table, files = series.event_files(detections, step_hours=step_hours)

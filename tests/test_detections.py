@@ -117,11 +117,12 @@ def test_no_event_gives_the_header() -> None:
 
 def test_written_files_are_what_others_read(tmp_path: Path) -> None:
     found = label_maps(probabilities([0.1, 0.7, 0.9, 0.2]), threshold=0.5, lows=lows(4))
-    target, listing = write_detections(tmp_path / "out", found, step_hours=6, history=series(9))
+    table = write_detections(tmp_path / "out", found, step_hours=6, history=series(9))
+    target, listing = tmp_path / "out" / "detections.nc", tmp_path / "out" / "events.csv"
     with xr.open_dataset(target) as stored:
         xr.testing.assert_allclose(stored.load(), found)
         assert stored["probability"].dtype == np.float32
-    assert len(pd.read_csv(listing)) == 1
+    assert len(pd.read_csv(listing)) == len(table) == 1
     tracks = huracanpy.load(str(tmp_path / "out" / "tracks.csv"))
     assert tracks["lat"].values.tolist() == pytest.approx([36, 37])
     assert pd.Timestamp(tracks["time"].values[0]) == pd.Timestamp("2020-09-15T06:00")

@@ -107,7 +107,6 @@ def detect(
     facts = detector.facts_of(network)
     step_hours, length = int(facts["step_hours"]), int(facts["length"])
     digest = file_digest(file.path)
-    encode = open_encoder(detector.encoder_of(network), digest=digest, precision=precision)
     attributes = {
         "model_uri": file.uri,
         "model_version": file.version,
@@ -185,7 +184,9 @@ def detect(
                 standard,
                 # A series that has begun goes on: a map that comes alone waits for its sequence.
                 allow_none=before is not None,
-                encode=encode,
+                encode=open_encoder(
+                    detector.encoder_of(network), digest=digest, precision=precision
+                ),
                 **labelling,
             )
         else:
@@ -221,15 +222,14 @@ def detect(
         kept = series.isel({names.TIME: slice(-(length - 1), None)}).load()
         datetimes = isinstance(held, pd.DatetimeIndex)
         kept.attrs["last_lows"] = lows_to_json(last_lows) if datetimes else ""
-        place.write(before, step_hours=step_hours, history=kept, replaces=read or "")
+        table = place.write(before, step_hours=step_hours, history=kept, replaces=read or "")
         _warn_of_a_smaller_area(maps, Domain(**facts["domain"]), where=where)
     else:
         LOG.info("%s: no map is newer than the last detection", where)
-    if before is None:
-        raise InputError(
-            where, "must hold a map of the times that are to be labelled", found="none"
-        )
-    table = place.write_events(before, step_hours=step_hours)
+        if before is None:
+            law = "must hold a map of the times that are to be labelled"
+            raise InputError(where, law, found="none")
+        table = place.write_events(before, step_hours=step_hours)
     return Detected(
         detections=place.detections,
         events=place.events,
