@@ -165,7 +165,7 @@ def test_another_optimiser_stays_as_it_is(optimizer: keras.optimizers.Optimizer)
     assert "ResourceApplyAdam" not in kernels_of_step(network)
 
 
-def test_over_several_workers_keras_own_optimiser_trains() -> None:
+def test_inside_a_strategy_keras_own_optimiser_trains() -> None:
     with tf.distribute.MirroredStrategy(["CPU:0"]).scope():
         network = compiled(keras.optimizers.Adam(clipnorm=1.0), fused=True)
         assert "ResourceApplyAdam" not in kernels_of_step(network)

@@ -1,4 +1,4 @@
-"""The arithmetic of a training step by the kernels that TensorFlow has for it, on one process.
+"""The arithmetic of a training step by the kernels that TensorFlow has for it.
 
 Keras 3 composes batch normalisation of a dozen operations, each of which goes over all maps: they
 are a third of a step. It composes clipping and Adam of some fifty for each weight array: they are
@@ -22,8 +22,8 @@ def fuse(model: keras.Model) -> None:
 
     On another backend than TensorFlow nothing changes. Nor does inference, a weight or a
     configuration, nor what the kernels do not fit: batch normalisation over several workers
-    (`synchronized`), over another axis than the last, or with a mask; an optimiser other than
-    Adam with clipped norms, one that trains over several workers, or sparse gradients.
+    (`synchronized`), over another axis than the last, or with a mask; another optimiser than
+    Adam, one that is called inside a strategy of `tf.distribute`, or sparse gradients.
     """
     if keras.backend.backend() != "tensorflow":
         return
