@@ -34,9 +34,9 @@ endif
 test: $(READY)  ## the tests, without the slow ones
 	$(BIN)/python -m pytest -q -n 2 --dist loadfile -m "not slow"
 
-# Four at a time: much of it waits for servers. In the order of collection, the longest files first.
+# Three at a time: much of it waits for servers. In the order of collection, the longest files first.
 test-slow: $(READY)  ## the slow tests alone: real servers, killed runs, the demo
-	$(BIN)/python -m pytest -q -n 4 --dist loadfile --no-loadscope-reorder -m slow
+	$(BIN)/python -m pytest -q -n 3 --dist loadfile --no-loadscope-reorder -m slow
 
 # What was killed is noted in docs/reliability_kills.jsonl, from which docs/reliability.md has its table.
 faults: $(READY)  ## sixty kills, full disks, a lost server, jumping clocks (RESUME=1 goes on with the kills)
