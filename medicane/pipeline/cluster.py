@@ -182,8 +182,8 @@ def _keep_memory() -> None:
     """Undo what dask tells the memory allocator of its workers, for good.
 
     They give every array back to the system at once (MALLOC_TRIM_THRESHOLD_ of 64 KiB), which
-    clears a page at a time for the next one: a third of the time of labelling. These two are where
-    the GNU allocator stops when nobody tells it anything (mallopt(3)); there may be another one.
+    clears a page at a time for the next one: two fifths of the time of detection. These two are
+    where the GNU allocator stops when nobody tells it anything (mallopt(3)); there may be another.
     """
     with suppress(AttributeError, OSError):
         mallopt = ctypes.CDLL(None).mallopt

@@ -107,6 +107,7 @@ def detect(
     facts = detector.facts_of(network)
     step_hours, length = int(facts["step_hours"]), int(facts["length"])
     digest = file_digest(file.path)
+    encode = open_encoder(detector.encoder_of(network), digest=digest, precision=precision)
     attributes = {
         "model_uri": file.uri,
         "model_version": file.version,
@@ -184,9 +185,7 @@ def detect(
                 standard,
                 # A series that has begun goes on: a map that comes alone waits for its sequence.
                 allow_none=before is not None,
-                encode=open_encoder(
-                    detector.encoder_of(network), digest=digest, precision=precision
-                ),
+                encode=encode,
                 **labelling,
             )
         else:

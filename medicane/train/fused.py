@@ -59,7 +59,7 @@ def _clipped_adam(optimizer: keras.optimizers.Adam) -> Callable[..., None]:
         beta_1, beta_2, epsilon = map(
             tf.constant, (optimizer.beta_1, optimizer.beta_2, optimizer.epsilon)
         )
-        powers = {f"beta{i}_power": tf.pow(b, step) for i, b in ((1, beta_1), (2, beta_2))}
+        beta_1_power, beta_2_power = tf.pow(beta_1, step), tf.pow(beta_2, step)
 
         def update_step(gradient: Any, variable: Any, learning_rate: Any) -> None:
             index = optimizer._get_variable_index(variable)
@@ -67,12 +67,13 @@ def _clipped_adam(optimizer: keras.optimizers.Adam) -> Callable[..., None]:
                 var=variable.handle,
                 m=optimizer._momentums[index].value.handle,
                 v=optimizer._velocities[index].value.handle,
+                beta1_power=beta_1_power,
+                beta2_power=beta_2_power,
                 lr=ops.cast(learning_rate, "float32"),
                 beta1=beta_1,
                 beta2=beta_2,
                 epsilon=epsilon,
                 grad=gradient,
-                **powers,
             )
 
         optimizer.update_step, optimizer.clipnorm = update_step, None
